@@ -1,0 +1,1 @@
+"""Editors: values -> keys -> update -> transforms."""

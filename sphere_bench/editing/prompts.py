@@ -1,0 +1,59 @@
+"""An edit's prompt behind a context prefix, as tokens, with the subject's last token found."""
+
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.contexts import BARE
+from sphere_bench.models.tokens import encode, encode_continuation, last_token_of
+
+
+class PromptTokens(NamedTuple):
+    """Tokens of a text and the index of the subject's last token among them."""
+
+    ids: list[int]
+    subject_last: int
+
+
+class TargetTokens(NamedTuple):
+    """As :class:`PromptTokens`, the last ``target_length`` tokens being the new target's."""
+
+    ids: list[int]
+    subject_last: int
+    target_length: int
+
+
+def prompt_up_to_subject(
+    tokenizer: PreTrainedTokenizerBase, request: EditRequest, context: str = BARE
+) -> PromptTokens:
+    """The prompt in its context up to the subject's last token: what its key depends on."""
+    text = context.replace(BARE, request.prompt)
+    ids, offsets = encode(tokenizer, text)
+    last = last_token_of(offsets, *_subject_span(request, context))
+    return PromptTokens(ids[: last + 1], last)
+
+
+def prompt_with_target(
+    tokenizer: PreTrainedTokenizerBase, request: EditRequest, context: str = BARE
+) -> TargetTokens:
+    """The prompt in its context, followed by the new target."""
+    prompt = context.replace(BARE, request.prompt)
+    ids, offsets, length = encode_continuation(tokenizer, prompt, request.target_new)
+    last = last_token_of(offsets, *_subject_span(request, context))
+    return TargetTokens(ids, last, length)
+
+
+def essence_prompt(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> PromptTokens:
+    """ "{subject} is a", whose next-token distribution at the subject an edit should leave alone.
+
+    Only the tokens up to the subject's last can matter there.
+    """
+    ids, offsets = encode(tokenizer, f"{request.subject} is a")
+    last = last_token_of(offsets, 0, len(request.subject))
+    return PromptTokens(ids[: last + 1], last)
+
+
+def _subject_span(request: EditRequest, context: str) -> tuple[int, int]:
+    start = context.index(BARE) + request.prompt.index(request.subject)
+    return start, start + len(request.subject)

@@ -1,0 +1,74 @@
+"""Transforms: a proposed update to another one, (W0, W, dW) -> dW."""
+
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from sphere_bench.geometry.subspace import principal_directions, rank_for_share
+
+
+class EditedWeight(NamedTuple):
+    """The weight that an update is meant for.
+
+    Attributes:
+        layer: its decoder layer.
+        pretrained: W0, [d_out, d_in].
+        current: W before the update, [d_out, d_in].
+    """
+
+    layer: int
+    pretrained: Tensor
+    current: Tensor
+
+
+class Transform(Protocol):
+    """Maps a proposed update [d_out, d_in] to another."""
+
+    def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor: ...
+
+
+class Sphere:
+    """SPHERE (arXiv 2510.01172): dW P, P = I - alpha U U^T, U the weight's principal directions.
+
+    U [d_in, r] holds the leading eigenvectors of W^T W, r the smallest number of them whose
+    eigenvalues reach the share ``eta`` of the total. P is never formed: dW - alpha (dW U) U^T.
+
+    Args:
+        alpha: suppression strength, 0 (identity) to 1 (hard projection).
+        eta: cumulative ratio.
+        basis: take U from the ``pretrained`` weight (the paper), once, or from the ``current`` one
+            at every update (the published code).
+        normalize_rows: divide W's rows by their norms first (the published code).
+        rank_rule: ``paper`` as above, or ``published-code``: one more than the number of
+            eigenvalues whose cumulative share is at most eta.
+    """
+
+    def __init__(
+        self,
+        alpha: float,
+        eta: float = 0.5,
+        basis: Literal["pretrained", "current"] = "pretrained",
+        normalize_rows: bool = False,
+        rank_rule: Literal["paper", "published-code"] = "paper",
+    ) -> None:
+        self.alpha = alpha
+        self.eta = eta
+        self.basis = basis
+        self.normalize_rows = normalize_rows
+        self.rank_rule = rank_rule
+        self.ranks: dict[int, int] = {}
+        self._directions: dict[int, Tensor] = {}
+
+    def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
+        directions = self._principal(weight).to(update.dtype)
+        return update - self.alpha * (update @ directions) @ directions.T
+
+    def _principal(self, weight: EditedWeight) -> Tensor:
+        """U of the weight, [d_in, r]."""
+        if self.basis == "current" or weight.layer not in self._directions:
+            matrix = weight.pretrained if self.basis == "pretrained" else weight.current
+            principal = principal_directions(matrix, normalize_rows=self.normalize_rows)
+            rank = rank_for_share(principal.eigenvalues, self.eta, self.rank_rule)
+            self.ranks[weight.layer] = rank
+            self._directions[weight.layer] = principal.directions[:, :rank].contiguous()
+        return self._directions[weight.layer]

@@ -1,0 +1,40 @@
+"""The edited weights: as pretrained, and as edited so far, in float32."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sphere_bench.models.layout import Layout
+
+
+class EditedWeights:
+    """Float32 masters of the weights under edit, [out, in]; the model holds them rounded.
+
+    In bfloat16 most updates of a batch are smaller than the weight's last digit: added to the
+    model's own copy they would vanish.
+
+    Attributes:
+        layers: the edited layers, rising.
+        pretrained: layer to W0.
+        current: layer to W.
+    """
+
+    def __init__(self, layout: Layout, layers: Sequence[int]) -> None:
+        layout.check_layers(layers)
+        self.layers = list(layers)
+        self._layout = layout
+        self.pretrained = {
+            layer: layout.weight(layer).detach().to(torch.float32, copy=True) for layer in layers
+        }
+        self.current = {layer: weight.clone() for layer, weight in self.pretrained.items()}
+
+    def write(self, layer: int, weight: Tensor) -> None:
+        """Make ``weight`` [out, in] the current one, in the master and in the model."""
+        self.current[layer] = weight.to(torch.float32)
+        self._layout.write(layer, self.current[layer])
+
+    def drift(self, layer: int) -> float:
+        """||W - W0|| / ||W0||."""
+        pretrained = self.pretrained[layer]
+        return ((self.current[layer] - pretrained).norm() / pretrained.norm()).item()

@@ -1,0 +1,1 @@
+"""Pretrained causal decoders: loading, layout, hooks, tokens and batches."""

@@ -1,0 +1,69 @@
+"""Rows of unequal length put into padded batches of bounded size."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from accelerate.utils import find_executable_batch_size
+from torch import Tensor
+
+from sphere_bench.errors import SphereBenchError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    """Rows of token ids as one [rows, longest] tensor, ``value`` behind the shorter ones.
+
+    Behind a causal mask no real token sees the padding, so no attention mask is needed.
+    """
+    padded = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+    return padded
+
+
+def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Indices of rows grouped by like length, each group's padded size within the bound.
+
+    A row longer than ``tokens_per_batch`` is a group of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        # Rows come in rising length, so this one's is the padded length of its group.
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= tokens_per_batch:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def backing_off(function: Callable[[int], Result], tokens_per_batch: int) -> Result:
+    """``function(tokens_per_batch)``, again with half the tokens whenever memory runs out.
+
+    Raises:
+        SphereBenchError: memory does not suffice for a single row.
+    """
+    size = tokens_per_batch
+
+    def halve() -> int:
+        nonlocal size
+        size //= 2
+        logger.warning("out of memory: going on with batches of %d tokens", size)
+        return size
+
+    search = find_executable_batch_size(
+        function, starting_batch_size=tokens_per_batch, reduce_batch_size_fn=halve
+    )
+    try:
+        return search()
+    except RuntimeError as error:
+        if "No executable batch size found" not in str(error):
+            raise
+        raise SphereBenchError(
+            "out of memory with one row at a time: use a smaller model, model.dtype=bfloat16 or "
+            "another device"
+        ) from error

@@ -1,0 +1,138 @@
+"""A pretrained causal decoder with its tokenizer and layout."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sphere_bench.assets import tiny_gpt2_path
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.models.layout import Layout, layers_return_tuples
+
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be edited: in eval mode, no gradients on its parameters.
+
+    Attributes:
+        model: the causal language model.
+        tokenizer: its fast tokenizer.
+        layout: where its layers, edited projections and head are.
+        layers_return_tuples: what its decoder layers return, see ``hooks.start_after``.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    layers_return_tuples: bool
+
+    @property
+    def device(self) -> torch.device:
+        return self.layout.weight(0).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layout.weight(0).dtype
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    revision: str | None = None,
+    layers_module: str | None = None,
+    projection: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a causal decoder by hub name, local folder, GGUF file or ``bundled`` (the tiny GPT-2).
+
+    Args:
+        path: where the model is.
+        dtype: a torch dtype's name.
+        device: ``auto`` (CUDA, else MPS, else CPU) or a torch device.
+        revision: the hub's revision.
+        layers_module, projection: see :class:`Layout`.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        SphereBenchError: the device, the path or the architecture is not usable.
+    """
+    target = resolve_device(device)
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    location = tiny_gpt2_path() if path == BUNDLED else Path(path).expanduser()
+    if location.is_file() and location.suffix == ".gguf":
+        source["gguf_file"] = location.name
+        name = str(location.parent)
+    elif location.is_dir():
+        name = str(location)
+    elif location.is_file() or location.is_absolute() or path.startswith((".", "~")):
+        raise SphereBenchError(
+            f"model.path={path}: no model folder or .gguf file there; give a folder with "
+            "config.json, a GGUF file or a hub name"
+        )
+    else:
+        name = path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), **source)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise SphereBenchError(f"model.path={path}: cannot load it: {_reason(error)}") from error
+    return wrap_model(
+        model.to(target), tokenizer, layers_module=layers_module, projection=projection
+    )
+
+
+def wrap_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layers_module: str | None = None,
+    projection: str | None = None,
+) -> LoadedModel:
+    """Make a model that is already in memory ready to be edited."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise SphereBenchError(
+            f"{type(tokenizer).__name__} gives no character offsets: use the model's fast "
+            "tokenizer (tokenizer.json)"
+        )
+    model.requires_grad_(False)
+    model.eval()
+    # A dequantised GGUF still carries the quantised file's configuration, which saving refuses.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    layout = Layout(model, layers_module, projection)
+    return LoadedModel(
+        model, tokenizer, layout, layers_return_tuples(model, layout.decoder_layers)
+    )
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device of a configuration; ``auto`` is CUDA, else MPS, else the CPU."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SphereBenchError(
+            f"device={device} is not usable here ({_reason(error)}): try device=auto or device=cpu"
+        ) from error
+    return resolved
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

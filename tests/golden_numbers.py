@@ -1,0 +1,75 @@
+"""The published implementation's numbers for two tiny models (see golden/README.md)."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.contexts import fixed_contexts
+from sphere_bench.editing.values import ValueSettings
+from sphere_bench.models.loading import LoadedModel, load_model
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("tiny-llama", "tiny-gpt2")
+LAYERS = (0, 1, 2)
+
+
+class Golden(NamedTuple):
+    """One model with what the published code computed on it."""
+
+    name: str
+    loaded: LoadedModel
+    figures: dict[str, Any]
+    arrays: dict[str, Tensor]
+
+    @property
+    def requests(self) -> list[EditRequest]:
+        return [_request(record) for record in self.figures["records"]]
+
+    @property
+    def contexts(self) -> list[str]:
+        bare, others = self.figures["contexts"]
+        return fixed_contexts([*bare, *others])
+
+    @property
+    def second_moments(self) -> dict[int, Tensor]:
+        return {layer: self.arrays[f"C_{layer}"] for layer in LAYERS}
+
+    @property
+    def values(self) -> ValueSettings:
+        numbers = self.figures["hparams"]
+        return ValueSettings(
+            steps=numbers["v_num_grad_steps"],
+            learning_rate=numbers["v_lr"],
+            weight_decay=numbers["v_weight_decay"],
+            clamp_norm_factor=numbers["clamp_norm_factor"],
+            kl_factor=numbers["kl_factor"],
+        )
+
+
+def load_golden(name: str) -> Golden:
+    folder = GOLDEN / name
+    with np.load(folder / "published.npz") as arrays:
+        tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+    figures = json.loads((folder / "published.json").read_text())
+    return Golden(name, load_model(str(folder), device="cpu"), figures, tensors)
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """||result - expected|| / ||expected||."""
+    return ((result.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def _request(record: dict[str, Any]) -> EditRequest:
+    rewrite = record["requested_rewrite"]
+    return EditRequest(
+        case_id=str(record["case_id"]),
+        prompt=rewrite["prompt"].replace("{}", rewrite["subject"]),
+        subject=rewrite["subject"],
+        target_new=rewrite["target_new"]["str"],
+        target_true=rewrite["target_true"]["str"],
+    )
