@@ -1,0 +1,78 @@
+"""ZsRE as MEND prepared it: questions, rephrasings and unrelated Natural Questions.
+
+MEND: Mitchell et al. 2022, https://arxiv.org/abs/2110.11309.
+"""
+
+from typing import Literal
+
+from sphere_bench.data.fields import Fields, Format, check_subject
+from sphere_bench.data.records import EditRequest, EvalCase, EvalPrompt, Record
+
+Target = Literal["answers", "alt"]
+
+
+def zsre_format(target: Target = "answers") -> Format:
+    """The format with the field that holds the edit's target.
+
+    Args:
+        target: ``answers`` writes the first right answer, as AlphaEdit and SPHERE do; ``alt``
+            writes the made-up one, with the right answer as the one it competes with.
+    """
+
+    def parse(fields: Fields, index: int) -> Record:
+        return parse_zsre(fields, index, target)
+
+    return Format(
+        name="zsre",
+        known=(
+            "case_id",
+            "subject",
+            "src",
+            "rephrase",
+            "answers",
+            "alt",
+            "pred",
+            "loc",
+            "loc_ans",
+            "cond",
+            "portability",
+        ),
+        parse=parse,
+        headline="accuracy",
+        accuracy="mean_tokens",
+    )
+
+
+def parse_zsre(fields: Fields, index: int, target: Target) -> Record:
+    """One record; ZsRE has no ids, so its index in the file stands for one.
+
+    A field that the choice of ``target`` leaves unused may be empty.
+    """
+    case_id = fields.case_id(index)
+    subject = fields.text("subject")
+    prompt = fields.text("src")
+    check_subject(fields, "src", prompt, subject)
+    target_new, target_true = _targets(fields, target)
+    fields.check_known()
+    rephrase = fields.optional_text("rephrase")
+    prompts = [EvalPrompt("rewrite", prompt, target_new, target_true)]
+    if rephrase is not None:
+        prompts.append(EvalPrompt("paraphrase", rephrase, target_new, target_true))
+    if "loc" in fields or "loc_ans" in fields:
+        # The files leave the question mark out, and the published evaluation puts it in.
+        question = fields.text("loc").rstrip("?") + "?"
+        prompts.append(EvalPrompt("neighbourhood", question, None, fields.text("loc_ans")))
+    return Record(
+        EditRequest(case_id, prompt, subject, target_new, target_true),
+        EvalCase(case_id, tuple(prompts)),
+    )
+
+
+def _targets(fields: Fields, target: Target) -> tuple[str, str | None]:
+    fields.value("answers")
+    answers = fields.texts("answers")
+    if not answers:
+        raise fields.error("answers", "is empty")
+    if target == "answers":
+        return answers[0], None
+    return fields.text("alt"), answers[0]

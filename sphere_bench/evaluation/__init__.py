@@ -1,0 +1,1 @@
+"""How well edits took: target scores, metrics, and who is evaluated when."""

@@ -1,0 +1,59 @@
+"""Text that a model writes itself: context prefixes, and a corpus where there is no other."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sphere_bench.models.loading import LoadedModel
+
+# Of the self-written corpus.
+_TEXTS_AT_A_TIME = 32
+_TOKENS_A_TEXT = 256
+
+
+def sample_continuations(
+    loaded: LoadedModel, starts: Tensor, tokens: int, *, seed: int, top_k: int
+) -> list[str]:
+    """What the model samples behind each row of token ids.
+
+    Args:
+        starts: [b, s], without padding.
+        tokens: to sample, exactly.
+        seed: the same seed, model, device and rows give the same texts.
+        top_k: sample from the k likeliest tokens; 0 from all.
+
+    Returns:
+        b texts, the rows' own tokens included, special tokens left out.
+    """
+    starts = starts.to(loaded.device)
+    devices = [loaded.device] if loaded.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        samples = loaded.model.generate(  # type: ignore[operator]
+            starts,
+            attention_mask=torch.ones_like(starts),
+            do_sample=True,
+            temperature=1.0,
+            top_k=top_k,
+            top_p=1.0,
+            min_new_tokens=tokens,
+            max_new_tokens=tokens,
+            pad_token_id=loaded.tokenizer.eos_token_id,
+        )
+    return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in samples]
+
+
+def self_written_texts(loaded: LoadedModel) -> Iterator[str]:
+    """An endless corpus of the model's own: texts sampled behind one random token each.
+
+    It needs no data and no network, and lies where the model's own distribution does; the random
+    first token keeps the texts from being alike.
+    """
+    batch = 0
+    while True:
+        draw = torch.Generator().manual_seed(batch)
+        vocabulary = loaded.model.config.get_text_config().vocab_size
+        starts = torch.randint(vocabulary, (_TEXTS_AT_A_TIME, 1), generator=draw)
+        yield from sample_continuations(loaded, starts, _TOKENS_A_TEXT, seed=batch, top_k=0)
+        batch += 1

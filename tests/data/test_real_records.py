@@ -1,0 +1,48 @@
+"""The public records, where they are: they are not part of this repository."""
+
+from pathlib import Path
+
+import pytest
+
+from sphere_bench.data.corpus import corpus_texts
+from sphere_bench.data.load import load_dataset
+from sphere_bench.errors import SphereBenchError
+
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+def shared(name: str) -> str:
+    path = DATA / name
+    if not path.is_file():
+        pytest.skip(f"the public records are not here: no {path}")
+    return str(path)
+
+
+def test_every_counterfact_record_of_easyedit_is_valid() -> None:
+    dataset = load_dataset("counterfact", shared("counterfact_easyedit.json"))
+    assert len(dataset.records) == 20_000
+    assert dataset.headline == "success"
+    first = dataset.records[0]
+    assert first.request.prompt == "The mother tongue of Danielle Darrieux is"
+    assert (first.request.target_new, first.request.target_true) == ("English", "French")
+    kinds = {tuple(p.kind for p in record.case.prompts) for record in dataset.records}
+    assert kinds == {("rewrite", "paraphrase", "neighbourhood")}
+
+
+def test_every_zsre_record_is_valid_with_its_answer_as_target() -> None:
+    dataset = load_dataset("zsre", shared("zsre_mend.json"))
+    assert len(dataset.records) == 800
+    assert dataset.headline == "accuracy"
+    assert all(p.prompt.endswith("?") for r in dataset.records for p in r.case.prompts[2:])
+
+
+def test_two_zsre_records_have_no_alternative_answer() -> None:
+    path = shared("zsre_mend.json")
+    with pytest.raises(SphereBenchError, match="record 534: field 'alt' is empty"):
+        load_dataset("zsre", path, target="alt")
+    assert len(load_dataset("zsre", path, target="alt", on_invalid="skip").records) == 798
+
+
+def test_boolq_passages_are_a_corpus() -> None:
+    texts = list(corpus_texts(shared("downstream/test-ClosedDomainQA.jsonl")))
+    assert len(texts) > 1000
