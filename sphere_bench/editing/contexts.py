@@ -4,6 +4,7 @@ import torch
 
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.loading import LoadedModel
+from sphere_bench.models.sampling import sample_continuations
 from sphere_bench.models.tokens import encode
 
 BARE = "{}"
@@ -33,22 +34,10 @@ def generated_contexts(loaded: LoadedModel, seed: int, tokens: int = 10) -> list
         tokens: generated behind each opening word.
     """
     contexts = [BARE]
-    devices = [loaded.device] if loaded.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
-        for opening in OPENINGS:
-            ids = torch.tensor([encode(loaded.tokenizer, opening).ids], device=loaded.device)
-            sample = loaded.model.generate(  # type: ignore[operator]
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                top_k=5,
-                min_new_tokens=tokens,
-                max_new_tokens=tokens,
-                pad_token_id=loaded.tokenizer.eos_token_id,
-            )
-            text = loaded.tokenizer.decode(sample[0], skip_special_tokens=True)
-            # A brace of the sample's own would be taken for the prompt's place.
-            text = " ".join(text.replace("{", " ").replace("}", " ").split())
-            contexts.append(f"{text}. {BARE}")
+    for opening in OPENINGS:
+        start = torch.tensor([encode(loaded.tokenizer, opening).ids])
+        (text,) = sample_continuations(loaded, start, tokens, seed=seed, top_k=5)
+        # A brace of the sample's own would be taken for the prompt's place.
+        text = " ".join(text.replace("{", " ").replace("}", " ").split())
+        contexts.append(f"{text}. {BARE}")
     return contexts

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.keys import measure
+from sphere_bench.editing.keys import Measurement, measure
 from sphere_bench.editing.solvers import UpdateSolver
 from sphere_bench.editing.transforms import EditedWeight, Sphere, Transform
 from sphere_bench.editing.values import ValueSettings, solve_target_values
@@ -69,7 +69,7 @@ class BatchReport:
     """Per layer what happened, and how long each stage took, in seconds."""
 
     layers: dict[int, LayerReport] = field(default_factory=dict)
-    seconds: dict[Stage, float] = field(
+    seconds: dict[str, float] = field(
         default_factory=lambda: {"values": 0.0, "keys": 0.0, "update": 0.0, "transform": 0.0}
     )
 
@@ -134,14 +134,7 @@ class LocateThenEdit:
         proposed: dict[int, Tensor] = {}
         for index, layer in enumerate(weights.layers):
             with report.timed("keys", device):
-                keys, hidden = measure(
-                    setup.loaded,
-                    requests,
-                    layer,
-                    value_layer,
-                    setup.contexts,
-                    setup.tokens_per_batch,
-                )
+                keys, hidden = self._measure(requests, layer)
             with report.timed("update", device):
                 missing = target_values - hidden
                 residual = missing / (len(weights.layers) - index)
@@ -157,7 +150,24 @@ class LocateThenEdit:
         if setup.apply == "after":
             for layer in weights.layers:
                 self._write_transformed(layer, before[layer], proposed[layer], report)
+        if self.solver.remembers_keys:
+            for layer in weights.layers:
+                with report.timed("keys", device):
+                    keys, _ = self._measure(requests, layer)
+                with report.timed("update", device):
+                    self.solver.remember(layer, keys)
         return report
+
+    def _measure(self, requests: Sequence[EditRequest], layer: int) -> Measurement:
+        setup = self.setup
+        return measure(
+            setup.loaded,
+            requests,
+            layer,
+            setup.weights.layers[-1],
+            setup.contexts,
+            setup.tokens_per_batch,
+        )
 
     def _write_transformed(
         self, layer: int, before: Tensor, update: Tensor, report: BatchReport
@@ -168,7 +178,8 @@ class LocateThenEdit:
             for transform in self.transforms:
                 update = transform(update, weight)
         report.layers[layer].applied_norm = update.norm().item()
-        report.layers[layer].rank = self.setup.sphere and self.setup.sphere.ranks[layer]
+        if self.setup.sphere:
+            report.layers[layer].rank = self.setup.sphere.ranks[layer]
         weights.write(layer, before + _finite(update, layer))
 
     def state_dict(self) -> dict[str, Tensor]:

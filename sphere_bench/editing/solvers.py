@@ -5,6 +5,7 @@ Everything is computed in double precision; K [d_in, n] holds the keys, R [d_out
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from sphere_bench.errors import SphereBenchError
 class UpdateSolver(ABC):
     """(K, R, state) -> dW, layer by layer."""
 
+    #: Whether :meth:`remember` wants a batch's keys, measured once the whole batch is written.
+    remembers_keys: bool = False
+
     @abstractmethod
     def prepare(self, second_moments: Mapping[int, Tensor]) -> None:
         """Take what the whole run needs: each edited layer's C [d_in, d_in]."""
@@ -23,41 +27,140 @@ class UpdateSolver(ABC):
     def solve(self, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
         """The update dW [d_out, d_in] of ``layer``."""
 
+    @abstractmethod
+    def remember(self, layer: int, keys: Tensor) -> None:
+        """Take note of a finished batch's keys at ``layer``, as the edited model has them."""
+
+    @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """What the solver remembers of earlier batches."""
-        return {}
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up what :meth:`state_dict` gave."""
 
 
-class Memit(UpdateSolver):
-    """MEMIT (arXiv 2210.07229): dW = R K^T (lambda C + K K^T)^-1.
+class LeastSquares(UpdateSolver):
+    """Regularised least squares, dW = R K^T (A + K K^T)^-1, which most editors are an instance of.
 
-    lambda C is factored once; a batch costs n right-hand sides and one n x n system by the
-    Woodbury identity, R (I + K^T A^-1 K)^-1 (A^-1 K)^T with A = lambda C.
+    A = lambda C + ridge I, to which Kp Kp^T of all earlier batches is added where keys are
+    remembered. With a null space the whole solve happens in its coordinates: V [d_in, m] spans it,
+    K becomes V^T K, C and I shrink with it, and dW = (...) V^T leaves every key outside it alone.
+
+    | editor | A | null space |
+    | --- | --- | --- |
+    | MEMIT (arXiv 2210.07229) | lambda C | - |
+    | MEMIT-seq | lambda C + Kp Kp^T | - |
+    | EMMET (arXiv 2403.14236) | 0.1 C | - |
+    | ENCORE (arXiv 2502.01636) | lambda C + Kp Kp^T + 20 I | - |
+    | AlphaEdit (arXiv 2410.02355) | Kp Kp^T + L2 I | of C |
+
+    EMMET's R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1 is the same by the Woodbury identity, and so is
+    AlphaEdit's non-symmetric system in d_in dimensions.
+
+    A is factored once, or once a batch where keys are remembered; a batch then costs n right-hand
+    sides and one n x n system, whatever went before.
 
     Args:
         second_moment_weight: lambda.
+        ridge: factor of the identity.
+        remember_keys: add the keys of finished batches to A.
+        null_space: restrict updates to the null space of C.
     """
 
-    def __init__(self, second_moment_weight: float) -> None:
+    def __init__(
+        self,
+        second_moment_weight: float = 0.0,
+        ridge: float = 0.0,
+        remember_keys: bool = False,
+        null_space: "NullSpace | None" = None,
+    ) -> None:
         self.second_moment_weight = second_moment_weight
+        self.ridge = ridge
+        self.remembers_keys = remember_keys
+        self.null_space = null_space
+        self._bases: dict[int, Tensor] = {}
+        self._systems: dict[int, Tensor] = {}
         self._factors: dict[int, Tensor] = {}
 
     def prepare(self, second_moments: Mapping[int, Tensor]) -> None:
         for layer, moment in second_moments.items():
-            factor, failed = torch.linalg.cholesky_ex(self.second_moment_weight * moment.double())
-            if failed:
-                raise SphereBenchError(
-                    f"the second moment of layer {layer}'s keys is singular: raise "
-                    "statistics.tokens to 10 times the layer's width or more"
-                )
-            self._factors[layer] = factor
+            system = self.second_moment_weight * moment.double()
+            if self.null_space is not None:
+                basis = self.null_space.basis(moment, layer)
+                self._bases[layer] = basis
+                system = basis.T @ system @ basis
+            system.diagonal().add_(self.ridge)
+            self._factor(layer, system)
 
     def solve(self, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
-        keys, residual = keys.double(), residual.double()
+        keys, residual = self._project(layer, keys), residual.double()
+        # Woodbury: K^T (A + K K^T)^-1 = (I + K^T A^-1 K)^-1 K^T A^-1.
         weighted = torch.cholesky_solve(keys, self._factors[layer])
-        system = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device)
-        system = system + keys.T @ weighted
-        return residual @ torch.linalg.solve(system, weighted.T)
+        inner = keys.T @ weighted
+        inner.diagonal().add_(1)
+        update = residual @ torch.linalg.solve(inner, weighted.T)
+        return update @ self._bases[layer].T if layer in self._bases else update
+
+    def remember(self, layer: int, keys: Tensor) -> None:
+        keys = self._project(layer, keys)
+        self._factor(layer, self._systems[layer].addmm_(keys, keys.T))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {str(layer): system for layer, system in self._systems.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for layer, system in state.items():
+            self._factor(int(layer), system.to(self._factors[int(layer)]))
+
+    def _project(self, layer: int, keys: Tensor) -> Tensor:
+        """Keys in the coordinates of the solve."""
+        keys = keys.double()
+        return self._bases[layer].T @ keys if layer in self._bases else keys
+
+    def _factor(self, layer: int, system: Tensor) -> None:
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if failed:
+            raise SphereBenchError(
+                f"the second moment of layer {layer}'s keys is singular: raise statistics.tokens "
+                "to 10 times the layer's width or more"
+            )
+        self._factors[layer] = factor
+        if self.remembers_keys:
+            self._systems[layer] = system
+
+
+class NullSpace:
+    """Directions in which ordinary keys hardly vary: eigenvectors of C with small eigenvalues.
+
+    Args:
+        threshold: the bound.
+        rule: ``absolute`` keeps eigenvalues below the threshold (AlphaEdit's published code);
+            ``share`` the smallest ones that together hold at most that share of their sum, for
+            models whose keys are of another scale.
+    """
+
+    def __init__(self, threshold: float, rule: Literal["absolute", "share"] = "absolute") -> None:
+        self.threshold = threshold
+        self.rule = rule
+
+    def basis(self, moment: Tensor, layer: int) -> Tensor:
+        """V [d_in, m], orthonormal columns, of C [d_in, d_in].
+
+        Raises:
+            SphereBenchError: no direction is below the threshold.
+        """
+        eigenvalues, vectors = torch.linalg.eigh(moment.double())
+        measured = eigenvalues.clamp(min=0)
+        if self.rule == "share":
+            measured = measured.cumsum(0) / measured.sum()
+            small = measured <= self.threshold
+        else:
+            small = measured < self.threshold
+        if not small.any():
+            raise SphereBenchError(
+                f"layer {layer} has no null space below the threshold {self.threshold} "
+                f"({self.rule}; the smallest is {measured[0].item():.3g}): raise "
+                "editor.method.solver.null_space.threshold"
+            )
+        return vectors[:, small].contiguous()

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from sphere_bench.errors import SphereBenchError
@@ -55,11 +56,17 @@ def backing_off(function: Callable[[int], Result], tokens_per_batch: int) -> Res
         logger.warning("out of memory: going on with batches of %d tokens", size)
         return size
 
-    search = find_executable_batch_size(
-        function, starting_batch_size=tokens_per_batch, reduce_batch_size_fn=halve
-    )
     try:
-        return search()
+        return function(size)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+    # accelerate's search empties the device's caches before every try, which costs too much for
+    # the many calls that fit at once.
+    try:
+        return find_executable_batch_size(
+            function, starting_batch_size=halve(), reduce_batch_size_fn=halve
+        )()
     except RuntimeError as error:
         if "No executable batch size found" not in str(error):
             raise

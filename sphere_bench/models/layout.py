@@ -1,4 +1,4 @@
-"""Where a causal decoder keeps the parts that editing needs, and one orientation for its weights."""
+"""Where a causal decoder keeps what editing needs, and one orientation for its weights."""
 
 from collections.abc import Sequence
 
@@ -55,7 +55,7 @@ class Layout:
     def weight(self, layer: int) -> Tensor:
         """The projection's weight as an [out, in] view of its storage."""
         module = self.projection(layer)
-        weight: Tensor = module.weight.data  # type: ignore[assignment, union-attr]
+        weight: Tensor = module.weight.data  # type: ignore[assignment]
         return weight.T if isinstance(module, Conv1D) else weight
 
     def write(self, layer: int, weight: Tensor) -> None:

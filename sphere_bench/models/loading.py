@@ -87,9 +87,8 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), **source)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise SphereBenchError(f"model.path={path}: cannot load it: {_reason(error)}") from error
-    return wrap_model(
-        model.to(target), tokenizer, layers_module=layers_module, projection=projection
-    )
+    torch.nn.Module.to(model, target)
+    return wrap_model(model, tokenizer, layers_module=layers_module, projection=projection)
 
 
 def wrap_model(
@@ -111,9 +110,7 @@ def wrap_model(
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     layout = Layout(model, layers_module, projection)
-    return LoadedModel(
-        model, tokenizer, layout, layers_return_tuples(model, layout.decoder_layers)
-    )
+    return LoadedModel(model, tokenizer, layout, layers_return_tuples(model, layout.decoder_layers))
 
 
 def resolve_device(device: str) -> torch.device:

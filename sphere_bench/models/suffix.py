@@ -90,7 +90,7 @@ class SuffixBatch:
                     past_key_values=cache,
                     use_cache=True,
                 )
-                prefix = [(entry.keys, entry.values) for entry in cache.layers]  # type: ignore[misc]
+                prefix = [(entry.keys, entry.values) for entry in cache.layers]  # type: ignore[union-attr, misc]
             with capture({layer: loaded.layout.decoder_layers[layer]}, "output", stop=True) as seen:
                 loaded.model.base_model(
                     input_ids=tokens,

@@ -52,9 +52,7 @@ def encode_continuation(
 
 def last_token_of(offsets: list[tuple[int, int]], start: int, end: int) -> int:
     """Index of the last token that holds a character of text[start:end]."""
-    inside = [
-        index for index, (left, right) in enumerate(offsets) if left < end and right > start
-    ]
+    inside = [index for index, (left, right) in enumerate(offsets) if left < end and right > start]
     if not inside:
         raise SphereBenchError(f"no token covers the characters {start} to {end} of a prompt")
     return inside[-1]

@@ -1,0 +1,280 @@
+"""Second moments of keys over ordinary text, C = E[k k^T], and a cache of them on disk.
+
+A key is the input of a layer's edited projection. C stands for what a layer already stores in
+MEMIT (arXiv 2210.07229), and its null space is where AlphaEdit (arXiv 2410.02355) may write.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from sphere_bench.data.corpus import corpus_fingerprint, corpus_texts
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.files import atomic_file
+from sphere_bench.models.batching import backing_off, pad_right, token_batches
+from sphere_bench.models.fingerprint import model_fingerprint, tensors_fingerprint
+from sphere_bench.models.hooks import capture
+from sphere_bench.models.loading import LoadedModel
+from sphere_bench.models.sampling import self_written_texts
+from sphere_bench.models.tokens import encode
+
+logger = logging.getLogger(__name__)
+
+GENERATED = "generated"
+TOKENS_PER_DIMENSION = 10
+MAX_LENGTH = 512
+TOKENS_PER_BATCH = 4096
+# Windows that are sorted by length together, so that a batch pads little.
+_WINDOWS_AT_A_TIME = 256
+
+
+class SecondMoments(NamedTuple):
+    """Uncentred second moments of keys.
+
+    Attributes:
+        moments: layer to C [d_in, d_in], float64, on the model's device.
+        tokens: how many tokens they are the mean over.
+    """
+
+    moments: dict[int, Tensor]
+    tokens: int
+
+
+def second_moments(
+    loaded: LoadedModel,
+    layers: Sequence[int],
+    texts: Iterable[str],
+    tokens: int | None = None,
+    *,
+    max_length: int = MAX_LENGTH,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> SecondMoments:
+    """C of several layers over the first ``tokens`` tokens of ``texts``, in one pass.
+
+    Every token counts once and alike, a BOS that the tokenizer adds included. How the tokens are
+    batched changes the result by rounding only.
+
+    Args:
+        loaded: the unedited model.
+        layers: decoder layers; the forward ends behind the last one's keys.
+        texts: ordinary text; a long one is read in windows.
+        tokens: ten for every dimension of a key when ``None``.
+        max_length: tokens in a window, at most as many as the model has positions for.
+        tokens_per_batch: padded tokens in one forward.
+
+    Raises:
+        SphereBenchError: there is no token in the texts, or keys are not finite.
+    """
+    wanted = _token_count(loaded, layers, tokens)
+    positions = getattr(loaded.model.config, "max_position_embeddings", None) or max_length
+    windows = _windows(loaded, texts, wanted, min(max_length, positions))
+    waiting: list[list[int]] = []
+    sums = _KeySums(loaded, layers)
+
+    def add_all(size: int) -> None:
+        # Called again with a smaller size, this goes on where memory ran out.
+        while True:
+            if not waiting:
+                waiting.extend(islice(windows, _WINDOWS_AT_A_TIME))
+            if not waiting:
+                return
+            batch = token_batches([len(window) for window in waiting], size)[-1]
+            added = sums.add([waiting[index] for index in batch])
+            for index in sorted(batch, reverse=True):
+                del waiting[index]
+            progress.update(added)
+
+    started = perf_counter()
+    with tqdm(total=wanted, desc="key statistics", unit="token", disable=None) as progress:
+        backing_off(add_all, tokens_per_batch)
+    seconds = perf_counter() - started
+    if not sums.tokens:
+        raise SphereBenchError("no text for key statistics: name another statistics.corpus")
+    if sums.tokens < wanted:
+        logger.warning(
+            "the corpus for key statistics ends after %d of %d tokens", sums.tokens, wanted
+        )
+    logger.info(
+        "key statistics of layers %s: %d tokens in %.1f s, %.0f tokens/s",
+        list(layers),
+        sums.tokens,
+        seconds,
+        sums.tokens / seconds,
+    )
+    return SecondMoments(sums.means(), sums.tokens)
+
+
+def load_or_compute(
+    loaded: LoadedModel,
+    layers: Sequence[int],
+    corpus: str,
+    tokens: int | None = None,
+    cache_dir: str | Path | None = None,
+    *,
+    max_length: int = MAX_LENGTH,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> dict[int, Tensor]:
+    """C of ``layers`` from the cache, or computed and put there.
+
+    The cache's key is content alone: the model's configuration, tokenizer and weights, the layers
+    and their projections, the corpus, the number of tokens and the window. Where a model's folder
+    lies and what it is called do not count.
+
+    Args:
+        corpus: see :func:`sphere_bench.data.corpus.corpus_texts`, or ``generated`` for text that
+            the model writes itself.
+        cache_dir: :func:`default_cache_dir` when ``None``.
+        loaded, layers, tokens, max_length, tokens_per_batch: see :func:`second_moments`.
+
+    Returns:
+        Layer to C [d_in, d_in], float64, on the model's device.
+
+    Raises:
+        SphereBenchError: the cached file is damaged, the cache cannot be written or the corpus
+            not be read.
+    """
+    folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    content = {
+        "model": model_fingerprint(loaded),
+        "dtype": str(loaded.dtype),
+        "layers": {layer: _module_name(loaded, layer) for layer in layers},
+        "corpus": GENERATED if corpus == GENERATED else corpus_fingerprint(corpus),
+        "tokens": _token_count(loaded, layers, tokens),
+        "max_length": max_length,
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    file = folder / f"{key[:32]}.safetensors"
+    if file.exists():
+        logger.info("key statistics from %s", file)
+        moments = _read(file, layers)
+        return {layer: moment.to(_double_device(loaded)) for layer, moment in moments.items()}
+    moments, seen = second_moments(
+        loaded,
+        layers,
+        self_written_texts(loaded) if corpus == GENERATED else corpus_texts(corpus),
+        tokens,
+        max_length=max_length,
+        tokens_per_batch=tokens_per_batch,
+    )
+    _write(file, moments, {**content, "tokens_seen": seen})
+    return moments
+
+
+def default_cache_dir() -> Path:
+    """``statistics`` in $SPHERE_BENCH_CACHE, or in ~/.cache/sphere-bench where that is not set."""
+    root = os.environ.get("SPHERE_BENCH_CACHE") or "~/.cache/sphere-bench"
+    return Path(root).expanduser() / "statistics"
+
+
+class _KeySums:
+    """Sums of k k^T over tokens, layer by layer."""
+
+    def __init__(self, loaded: LoadedModel, layers: Sequence[int]) -> None:
+        self.tokens = 0
+        self._loaded = loaded
+        self._projections = {layer: loaded.layout.projection(layer) for layer in layers}
+        self._device = _double_device(loaded)
+        self._sums = {
+            layer: torch.zeros(width, width, dtype=torch.float64, device=self._device)
+            for layer, width in _key_widths(loaded, layers).items()
+        }
+
+    @torch.no_grad()
+    def add(self, windows: list[list[int]]) -> int:
+        """Add the keys of a batch of windows and return how many there were."""
+        device = self._loaded.device
+        tokens = pad_right(windows).to(device)
+        lengths = torch.tensor([len(window) for window in windows], device=device)
+        real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [b, s]
+        with capture(self._projections, "input", stop=True) as captured:
+            self._loaded.model.base_model(input_ids=tokens, use_cache=False)
+        keys = {layer: seen[real].to(self._device).double() for layer, seen in captured.items()}
+        # All memory is taken by now: a batch is never added to some layers only.
+        for layer, sums in self._sums.items():
+            sums.addmm_(keys[layer].T, keys[layer])
+        added = sum(map(len, windows))
+        self.tokens += added
+        return added
+
+    def means(self) -> dict[int, Tensor]:
+        """C of every layer."""
+        for layer, sums in self._sums.items():
+            if not torch.isfinite(sums).all():
+                raise SphereBenchError(
+                    f"keys of layer {layer} are not finite: use model.dtype=float32"
+                )
+        return {layer: sums.div_(self.tokens) for layer, sums in self._sums.items()}
+
+
+def _windows(
+    loaded: LoadedModel, texts: Iterable[str], tokens: int, max_length: int
+) -> Iterator[list[int]]:
+    """The first ``tokens`` tokens of the texts, in rows of at most ``max_length``."""
+    for text in texts:
+        ids = encode(loaded.tokenizer, text).ids[:tokens]
+        tokens -= len(ids)
+        for start in range(0, len(ids), max_length):
+            yield ids[start : start + max_length]
+        if not tokens:
+            return
+
+
+def _token_count(loaded: LoadedModel, layers: Sequence[int], tokens: int | None) -> int:
+    widest = max(_key_widths(loaded, layers).values())
+    return TOKENS_PER_DIMENSION * widest if tokens is None else tokens
+
+
+def _key_widths(loaded: LoadedModel, layers: Sequence[int]) -> dict[int, int]:
+    return {layer: loaded.layout.weight(layer).shape[1] for layer in layers}
+
+
+def _double_device(loaded: LoadedModel) -> torch.device:
+    """The model's device, or the CPU where that one has no double precision."""
+    return torch.device("cpu") if loaded.device.type == "mps" else loaded.device
+
+
+def _module_name(loaded: LoadedModel, layer: int) -> str:
+    projection = loaded.layout.projection(layer)
+    return next(name for name, module in loaded.model.named_modules() if module is projection)
+
+
+def _write(file: Path, moments: dict[int, Tensor], content: dict[str, object]) -> None:
+    tensors = {f"layer.{layer}": moment.cpu() for layer, moment in moments.items()}
+    metadata = {"content": json.dumps(content), "checksum": tensors_fingerprint(tensors)}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(file) as temporary:
+            save_file(tensors, temporary, metadata)
+    except OSError as error:
+        raise SphereBenchError(
+            f"statistics.cache={file.parent}: cannot write there ({error.strerror or error}): "
+            "give a folder that can be written"
+        ) from error
+
+
+def _read(file: Path, layers: Sequence[int]) -> dict[int, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as stored:
+            checksum = (stored.metadata() or {}).get("checksum")
+            tensors = {f"layer.{layer}": stored.get_tensor(f"layer.{layer}") for layer in layers}
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file) from error
+    if tensors_fingerprint(tensors) != checksum:
+        raise _damaged(file)
+    return {layer: tensors[f"layer.{layer}"] for layer in layers}
+
+
+def _damaged(file: Path) -> SphereBenchError:
+    return SphereBenchError(f"cached key statistics are damaged: delete {file} and run again")

@@ -1,0 +1,1 @@
+"""Geometry of a weight's neurons: hyperspherical energy, angles and principal directions."""

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.models.batching import backing_off, pad_right, token_batches
+
+
+def test_pad_right_fills_behind_the_shorter_rows() -> None:
+    assert pad_right([[1, 2, 3], [4]], value=9).tolist() == [[1, 2, 3], [4, 9, 9]]
+
+
+def test_token_batches_hold_every_row_once_within_the_bound() -> None:
+    lengths = [3, 9, 1, 4, 4, 2, 30]
+    batches = token_batches(lengths, tokens_per_batch=12)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= 12
+    assert [6] in batches
+
+
+def test_backing_off_halves_until_it_fits() -> None:
+    tried: list[int] = []
+
+    def work(tokens: int) -> int:
+        tried.append(tokens)
+        if tokens > 30:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return tokens
+
+    assert backing_off(work, 100) == 25
+    assert tried == [100, 50, 25]
+
+
+def test_backing_off_names_the_mend_when_nothing_fits() -> None:
+    def work(tokens: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(SphereBenchError, match=r"model\.dtype=bfloat16"):
+        backing_off(work, 4)

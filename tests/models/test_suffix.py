@@ -1,0 +1,84 @@
+"""The suffix-only forward equals the full one: logits and the gradient of an added delta."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sphere_bench.models.hooks import hidden_states
+from sphere_bench.models.loading import LoadedModel
+from sphere_bench.models.suffix import SuffixBatch
+from tests.tiny_models import CONFIGS, tiny_model
+
+LAYER = 1
+ROWS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33], [44]]
+STARTS = [7, 1, 0, 0]
+
+
+def full_logits(loaded: LoadedModel, row: list[int], start: int, delta: Tensor) -> Tensor:
+    """Logits of one unpadded row, delta added to LAYER's output at ``start``: [tokens, vocab]."""
+
+    def add(_module: object, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> object:
+        hidden = hidden_states(output).clone()
+        hidden[0, start] = hidden[0, start] + delta
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = loaded.layout.decoder_layers[LAYER].register_forward_hook(add)
+    try:
+        return loaded.model(input_ids=torch.tensor([row])).logits[0]
+    finally:
+        handle.remove()
+
+
+def suffix_logits(batch: SuffixBatch, delta: Tensor) -> list[Tensor]:
+    """Logits of every real suffix token, row by row."""
+    hidden = torch.cat([batch.hidden[:, :1] + delta[:, None], batch.hidden[:, 1:]], dim=1)
+    prefix = batch.mask.shape[1] - batch.tokens.shape[1]
+    rows, columns = batch.mask[:, prefix:].nonzero(as_tuple=True)
+    logits = batch.logits(hidden, rows, columns)
+    return [logits[rows == row] for row in range(len(hidden))]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_suffix_forward_equals_full_forward(architecture: str) -> None:
+    loaded = tiny_model(architecture)
+    batch = SuffixBatch.build(loaded, ROWS, STARTS, LAYER)
+    delta = torch.randn(len(ROWS), loaded.model.config.hidden_size, requires_grad=True)
+    replayed = suffix_logits(batch, delta)
+    sum(logits.square().sum() for logits in replayed).backward()
+    assert delta.grad is not None
+    gradient = delta.grad.clone()
+
+    for index, (row, start) in enumerate(zip(ROWS, STARTS, strict=True)):
+        single = delta[index].detach().clone().requires_grad_()
+        full = full_logits(loaded, row, start, single)[start:]
+        full.square().sum().backward()
+        assert single.grad is not None
+        torch.testing.assert_close(replayed[index], full, rtol=1e-4, atol=1e-4)
+        scale = single.grad.abs().max()
+        torch.testing.assert_close(
+            gradient[index] / scale, single.grad / scale, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("kept", [[0, 2], [1, 3], [2, 3], [3]])
+def test_a_batch_that_lost_rows_gives_the_same_logits(architecture: str, kept: list[int]) -> None:
+    loaded = tiny_model(architecture)
+    batch = SuffixBatch.build(loaded, ROWS, STARTS, LAYER)
+    delta = torch.randn(len(ROWS), loaded.model.config.hidden_size)
+    with torch.no_grad():
+        whole = suffix_logits(batch, delta)
+        part = suffix_logits(batch.keep(torch.tensor(kept)), delta[kept])
+    for row, logits in zip(kept, part, strict=True):
+        torch.testing.assert_close(logits, whole[row], rtol=1e-4, atol=1e-4)
+
+
+def test_replaying_leaves_the_model_as_it_was() -> None:
+    loaded = tiny_model("llama")
+    tokens = torch.tensor([ROWS[0]])
+    with torch.no_grad():
+        before = loaded.model(input_ids=tokens).logits
+        batch = SuffixBatch.build(loaded, ROWS, STARTS, LAYER)
+        suffix_logits(batch, torch.randn(len(ROWS), 32))
+        after = loaded.model(input_ids=tokens).logits
+    assert torch.equal(before, after)

@@ -1,0 +1,58 @@
+"""Tiny random models of every supported architecture, built by transformers from a config."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPTJConfig,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from sphere_bench.models.loading import LoadedModel, wrap_model
+
+TOKENIZER = Path(__file__).parent / "golden" / "tiny-llama"
+VOCABULARY = 1000
+LAYERS = 4
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+_GATED = {**_COMMON, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
+_GPT = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64}
+
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "gpt2": GPT2Config(**_GPT),
+    "gptj": GPTJConfig(**_GPT, rotary_dim=4),
+    "llama": LlamaConfig(**_GATED),
+    "mistral": MistralConfig(**_GATED, sliding_window=6),
+    "qwen2": Qwen2Config(**_GATED),
+    "qwen3": Qwen3Config(**_GATED),
+    "phi": PhiConfig(**_COMMON, intermediate_size=48),
+    "gemma": GemmaConfig(**_GATED),
+    "gemma2": Gemma2Config(**_GATED, sliding_window=6, final_logit_softcapping=3.0),
+}
+
+
+def tiny_model(architecture: str, seed: int = 0) -> LoadedModel:
+    """A random float32 model of the architecture, with the golden models' tokenizer."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    # Freshly initialised weights are so small that every position says nearly the same.
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(8)
+    return wrap_model(model, AutoTokenizer.from_pretrained(TOKENIZER))
