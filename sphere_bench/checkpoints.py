@@ -1,0 +1,197 @@
+"""Checkpoints of a run: enough to go on bit for bit, verified when read.
+
+``checkpoints/step-<n>/`` holds `weights.safetensors` (the edited weights), `editor.safetensors`
+(what the editor remembers) and `state.json`, which carries the checksums of the other two.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sphere_bench import __version__
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.files import atomic_folder, remove_partial, write_json
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS, EDITOR, STATE = "weights.safetensors", "editor.safetensors", "state.json"
+_SEPARATOR = "/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run's state after a step.
+
+    Attributes:
+        step: the last step that was made.
+        weights: layer to the edited weight W [d_out, d_in], float32.
+        editor: the editor's ``state_dict()``: tensors, in dicts of dicts if need be.
+        contexts: templates that prompts are read behind.
+        config_hash: of the configuration that the run was started with.
+    """
+
+    step: int
+    weights: Mapping[int, Tensor]
+    editor: Mapping[str, Any] = field(default_factory=dict)
+    contexts: Sequence[str] = ()
+    config_hash: str = ""
+
+
+class _Damaged(Exception):
+    """A checkpoint that is not what was written."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    Args:
+        folder: usually ``<run>/checkpoints``; made when the first is saved.
+        keep: how many of the latest stay; two, so that a damaged one has one before it.
+        milestones: steps whose checkpoints stay for good.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, milestones: Collection[int] = ()) -> None:
+        if keep < 1:
+            raise ValueError("at least the latest checkpoint is kept")
+        self.folder = folder
+        self.keep = keep
+        self.milestones = frozenset(milestones)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, complete or not at all, and remove those no longer wanted.
+
+        The step's rows must be committed by then: a run goes on behind its latest checkpoint.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_partial(self.folder)
+        weights = {
+            f"layers.{layer}.weight": weight.float() for layer, weight in checkpoint.weights.items()
+        }
+        with atomic_folder(self._path(checkpoint.step)) as folder:
+            save_file(_on_cpu(weights), folder / WEIGHTS)
+            save_file(_on_cpu(dict(_flatten(checkpoint.editor))), folder / EDITOR)
+            state = {
+                "step": checkpoint.step,
+                "contexts": list(checkpoint.contexts),
+                "config_hash": checkpoint.config_hash,
+                "version": __version__,
+                "sha256": {name: _checksum(folder / name) for name in (WEIGHTS, EDITOR)},
+            }
+            write_json(folder / STATE, state)
+        latest = self.steps()[-self.keep :]
+        for step in self.steps():
+            if step not in latest and step not in self.milestones:
+                shutil.rmtree(self._path(step))
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, rising."""
+        numbers = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+
+        Returns:
+            The checkpoint, its tensors on the CPU, or ``None`` where there is none.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self._read(step)
+            except _Damaged as error:
+                logger.warning("passing over a damaged checkpoint: %s", error)
+        return None
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint after ``step``.
+
+        Raises:
+            SphereBenchError: there is none, or it is damaged.
+        """
+        if step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise SphereBenchError(f"{self.folder}: no checkpoint of step {step}; there is {there}")
+        try:
+            return self._read(step)
+        except _Damaged as error:
+            raise SphereBenchError(
+                f"the checkpoint is damaged: {error}; use another step"
+            ) from error
+
+    def _read(self, step: int) -> Checkpoint:
+        folder = self._path(step)
+        try:
+            state = json.loads((folder / STATE).read_text("utf-8"))
+            for name in (WEIGHTS, EDITOR):
+                if _checksum(folder / name) != state["sha256"][name]:
+                    raise _Damaged(f"{folder / name} is not what was written")
+            weights = {
+                int(name.split(".")[1]): weight
+                for name, weight in load_file(folder / WEIGHTS).items()
+            }
+            return Checkpoint(
+                step=state["step"],
+                weights=dict(sorted(weights.items())),
+                editor=_unflatten(load_file(folder / EDITOR)),
+                contexts=state["contexts"],
+                config_hash=state["config_hash"],
+            )
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise _Damaged(f"{folder}: {error}") from error
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: contiguous, none sharing memory with another."""
+    ready: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        # A part of a larger storage counts as shared too.
+        whole = own.untyped_storage().nbytes() == own.numel() * own.element_size()
+        if own.untyped_storage().data_ptr() in storages or not whole:
+            own = own.clone()
+        storages.add(own.untyped_storage().data_ptr())
+        ready[name] = own
+    return ready
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for key, value in nested.items():
+        if not isinstance(key, str) or _SEPARATOR in key:
+            raise ValueError(f"a key of an editor's state must be a string without '/': {key!r}")
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}{_SEPARATOR}")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        else:
+            raise ValueError(f"an editor's state holds tensors, not {type(value).__name__}: {key}")
+
+
+def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, tensor in flat.items():
+        *parents, key = name.split(_SEPARATOR)
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[key] = tensor
+    return nested
+
+
+def _checksum(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

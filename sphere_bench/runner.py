@@ -1,0 +1,251 @@
+"""The stream: edit a batch, evaluate, record, and go on where an earlier process stopped."""
+
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
+
+from sphere_bench.checkpoints import Checkpoint, Checkpoints
+from sphere_bench.data.records import EditDataset, EditRequest
+from sphere_bench.editing.editor import BatchReport, Editor, LayerReport
+from sphere_bench.editing.weights import EditedWeights
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.evaluation.protocol import Evaluation, Evaluator
+from sphere_bench.geometry.energy import RowGeometry, row_geometry
+from sphere_bench.recording import SCHEMAS, Progress, Recorder, State
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Numbers of the stream itself.
+
+    Attributes:
+        batch_size: edits in a step.
+        checkpoint_every: steps between checkpoints; the last step has one in any case.
+        energy_exponent, energy_eps: of the hyperspherical energy.
+        config_hash: a checkpoint of another configuration is refused.
+    """
+
+    batch_size: int
+    checkpoint_every: int
+    energy_exponent: float
+    energy_eps: float
+    config_hash: str
+
+
+class SequentialRun:
+    """Edits a model batch by batch; after every batch its rows are on disk.
+
+    Args:
+        dataset: the records, edited in their order.
+        weights: the weights under edit.
+        editor: writes a batch into the model.
+        evaluator: scores the model after a step.
+        recorder: the run's tables.
+        checkpoints: the run's checkpoints.
+        contexts: the editor's context prefixes, kept with the checkpoints.
+        settings: the stream's numbers.
+
+    Raises:
+        SphereBenchError: a batch is larger than the data.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: EditDataset,
+        weights: EditedWeights,
+        editor: Editor,
+        evaluator: Evaluator,
+        recorder: Recorder,
+        checkpoints: Checkpoints,
+        contexts: Sequence[str],
+        settings: RunSettings,
+    ) -> None:
+        self.total = len(dataset.records)
+        if settings.batch_size > self.total:
+            raise SphereBenchError(
+                f"edits.batch_size={settings.batch_size} is larger than the {self.total} records "
+                "of the dataset: lower it"
+            )
+        self.dataset = dataset
+        self.weights = weights
+        self.editor = editor
+        self.evaluator = evaluator
+        self.recorder = recorder
+        self.checkpoints = checkpoints
+        self.contexts = list(contexts)
+        self.settings = settings
+        self.last_step = math.ceil(self.total / settings.batch_size)
+        self._unedited = {layer: self._geometry(layer) for layer in weights.layers}
+
+    def run(self) -> None:
+        """Make every step that is not on disk yet.
+
+        Raises:
+            KeyboardInterrupt: the run was stopped; what is recorded stays, and the same run made
+                again goes on from its latest checkpoint.
+        """
+        step = self._resume()
+        done = self._edits(step)
+        with tqdm(
+            total=self.total, initial=done, desc="editing", unit="edit", disable=None
+        ) as progress:
+            try:
+                if step < 0:
+                    step = 0
+                    self._finish_step(0, None, progress)
+                while step < self.last_step:
+                    step += 1
+                    report = self.editor.edit(self._requests(step))
+                    self._finish_step(step, report, progress)
+                    progress.update(self._edits(step) - progress.n)
+            except KeyboardInterrupt:
+                recorded = self.recorder.progress()
+                if recorded is not None:
+                    self.recorder.write_progress(self._progress(recorded.step, "interrupted"))
+                raise
+
+    def _resume(self) -> int:
+        """Take up the latest checkpoint: its step, or -1 where the run has to start anew."""
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
+            self.recorder.rewind(-1)
+            return -1
+        if checkpoint.config_hash != self.settings.config_hash:
+            raise SphereBenchError(
+                f"{self.recorder.folder} holds a run of another configuration: choose another "
+                "run.name or remove that folder"
+            )
+        for layer, weight in checkpoint.weights.items():
+            self.weights.write(layer, weight.to(self.weights.current[layer].device))
+        self.editor.load_state_dict(checkpoint.editor)
+        self.recorder.rewind(checkpoint.step)
+        if checkpoint.step < self.last_step:
+            logger.info("going on after step %d of %d", checkpoint.step, self.last_step)
+        return checkpoint.step
+
+    def _finish_step(
+        self, step: int, report: BatchReport | None, progress: "tqdm[NoReturn]"
+    ) -> None:
+        """Evaluate, record and, where it is time, save a checkpoint."""
+        edits = self._edits(step)
+        started = perf_counter()
+        due = self.evaluator.is_due(step, edits, self.settings.batch_size, self.total)
+        evaluation = (
+            self.evaluator.evaluate(step, edits, self.settings.batch_size, self.total)
+            if due
+            else Evaluation([_unevaluated_row(step, edits)], [])
+        )
+        evaluated = perf_counter()
+        layers = self._layer_rows(step, edits, report)
+        seconds = {
+            **(report or BatchReport()).seconds,
+            "evaluate": evaluated - started,
+            "energy": perf_counter() - evaluated,
+        }
+        he = sum(row["he_normalized"] for row in layers) / len(layers)
+        unedited = sum(geometry.energy_normalized for geometry in self._unedited.values())
+        shared = {
+            "he": he,
+            "he_ratio": he * len(layers) / unedited,
+            **{f"seconds_{stage}": value for stage, value in seconds.items()},
+            "peak_memory_bytes": peak_memory_bytes(self.weights),
+        }
+        state: State = "done" if step == self.last_step else "running"
+        self.recorder.commit_step(
+            step,
+            steps=[{**row, **shared} for row in evaluation.steps_rows],
+            layers=layers,
+            cases=evaluation.cases_rows,
+            progress=self._progress(step, state),
+        )
+        if step and (step % self.settings.checkpoint_every == 0 or step == self.last_step):
+            self.checkpoints.save(
+                Checkpoint(
+                    step,
+                    self.weights.current,
+                    self.editor.state_dict(),
+                    self.contexts,
+                    self.settings.config_hash,
+                )
+            )
+        if due:
+            efficacy = evaluation.steps_rows[0]["efficacy"]
+            progress.set_postfix(efficacy=f"{efficacy:.1f}", he=f"{shared['he_ratio']:.4f}")
+
+    def _layer_rows(
+        self, step: int, edits: int, report: BatchReport | None
+    ) -> list[dict[str, Any]]:
+        rows = []
+        for layer in self.weights.layers:
+            geometry = self._geometry(layer) if step else self._unedited[layer]
+            done = report.layers[layer] if report else LayerReport()
+            rows.append(
+                {
+                    "step": step,
+                    "edits": edits,
+                    "layer": layer,
+                    "he": geometry.energy,
+                    "he_normalized": geometry.energy_normalized,
+                    "he_ratio": geometry.energy / self._unedited[layer].energy,
+                    "weight_norm": self.weights.current[layer].norm().item(),
+                    "update_norm": done.update_norm,
+                    "applied_norm": done.applied_norm,
+                    "rank": done.rank,
+                    "drift": self.weights.drift(layer),
+                    "cos_mean": geometry.cos_mean,
+                    "cos_std": geometry.cos_std,
+                    "cos_p01": geometry.cos_p01,
+                    "cos_p99": geometry.cos_p99,
+                    "residual_norm": done.residual_norm,
+                }
+            )
+        return rows
+
+    def _geometry(self, layer: int) -> RowGeometry:
+        return row_geometry(
+            self.weights.current[layer], self.settings.energy_exponent, self.settings.energy_eps
+        )
+
+    def _requests(self, step: int) -> list[EditRequest]:
+        batch = self.dataset.records[self._edits(step - 1) : self._edits(step)]
+        return [record.request for record in batch]
+
+    def _edits(self, step: int) -> int:
+        """Edits made by the end of ``step``."""
+        return min(max(step, 0) * self.settings.batch_size, self.total)
+
+    def _progress(self, step: int, state: State) -> Progress:
+        return Progress(step, self._edits(step), self.total, self.settings.batch_size, state)
+
+
+def _unevaluated_row(step: int, edits: int) -> dict[str, Any]:
+    """The row of a step that nobody is evaluated after: it keeps the step's energy and times."""
+    metrics: Mapping[str, None] = {
+        name: None
+        for name in SCHEMAS["steps"].names
+        if name.startswith(("efficacy", "generalization", "specificity", "score"))
+    }
+    return {"step": step, "edits": edits, "scope": "batch", "records": 0, **metrics}
+
+
+def peak_memory_bytes(weights: EditedWeights) -> int | None:
+    """The largest memory so far: of the CUDA device that holds the weights, else of the process."""
+    device = next(iter(weights.current.values())).device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
