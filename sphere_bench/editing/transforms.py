@@ -72,3 +72,22 @@ class Sphere:
             self.ranks[weight.layer] = rank
             self._directions[weight.layer] = principal.directions[:, :rank].contiguous()
         return self._directions[weight.layer]
+
+
+class Rect:
+    """RECT (arXiv 2401.04700): only the entries that change most, relative to the weight, stay.
+
+    Args:
+        keep: share of the entries of dW that stay, those largest by |dW / (W + 1e-8)|; the
+            threshold is the published code's, the int((1 - keep) * entries)-th smallest.
+    """
+
+    def __init__(self, keep: float = 0.4) -> None:
+        self.keep = keep
+
+    def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
+        change = (update / (weight.current.to(update) + 1e-8)).abs()
+        dropped = int((1 - self.keep) * change.numel())
+        if not dropped:
+            return update
+        return update * (change >= change.flatten().kthvalue(dropped).values)

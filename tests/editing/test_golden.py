@@ -4,14 +4,16 @@ Adam amplifies rounding over twenty steps, so what hangs on target values is hel
 same inputs, keys and solves are held to 1e-4.
 """
 
+from typing import Literal
+
 import pytest
 import torch
 
 from sphere_bench.editing.editor import EditingSetup, LocateThenEdit
 from sphere_bench.editing.keys import measure
 from sphere_bench.editing.prompts import prompt_up_to_subject
-from sphere_bench.editing.solvers import Memit
-from sphere_bench.editing.transforms import Sphere
+from sphere_bench.editing.solvers import LeastSquares, NullSpace
+from sphere_bench.editing.transforms import EditedWeight, Rect, Sphere
 from sphere_bench.editing.values import TargetValues, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
 from tests.golden_numbers import LAYERS, NAMES, Golden, load_golden, relative_error
@@ -32,7 +34,9 @@ def target_values(golden: Golden) -> TargetValues:
     )
 
 
-def fresh_setup(name: str, sphere: Sphere | None = None) -> tuple[Golden, EditingSetup]:
+def fresh_setup(
+    name: str, sphere: Sphere | None, apply: Literal["in_loop", "after"]
+) -> tuple[Golden, EditingSetup]:
     golden = load_golden(name)
     return golden, EditingSetup(
         loaded=golden.loaded,
@@ -41,13 +45,22 @@ def fresh_setup(name: str, sphere: Sphere | None = None) -> tuple[Golden, Editin
         contexts=golden.contexts,
         second_moments=lambda: golden.second_moments,
         sphere=sphere,
-        apply="after",
+        apply=apply,
         tokens_per_batch=TOKENS,
     )
 
 
-def published_solver(golden: Golden) -> Memit:
-    return Memit(golden.figures["hparams"]["mom2_update_weight"])
+def memit(golden: Golden) -> LeastSquares:
+    return LeastSquares(second_moment_weight=golden.figures["hparams"]["mom2_update_weight"])
+
+
+def alphaedit(golden: Golden) -> LeastSquares:
+    numbers = golden.figures["alphaedit"]
+    return LeastSquares(
+        ridge=numbers["L2"],
+        remember_keys=True,
+        null_space=NullSpace(numbers["nullspace_threshold"]),
+    )
 
 
 def test_subject_index(golden: Golden) -> None:
@@ -75,7 +88,7 @@ def test_keys(golden: Golden, layer: int) -> None:
 
 
 def test_memit_first_layer_from_published_values_and_keys(golden: Golden) -> None:
-    solver = published_solver(golden)
+    solver = memit(golden)
     solver.prepare(golden.second_moments)
     measured = measure(
         golden.loaded, golden.requests[:BATCH], 0, LAYERS[-1], golden.contexts, TOKENS
@@ -85,34 +98,51 @@ def test_memit_first_layer_from_published_values_and_keys(golden: Golden) -> Non
     assert relative_error(update, golden.arrays["memit_b1_0"]) < 1e-4
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_memit_two_batches(name: str) -> None:
-    golden, setup = fresh_setup(name)
-    editor = LocateThenEdit(setup, published_solver(golden))
+def published_sphere(alpha: float) -> Sphere:
+    return Sphere(alpha, eta=0.5, basis="current", normalize_rows=True, rank_rule="published-code")
+
+
+# Solver, transforms before SPHERE, SPHERE's alpha, where they are applied, in which models.
+METHODS = {
+    "memit": (memit, [], None, "after", NAMES),
+    "alphaedit": (alphaedit, [], None, "in_loop", NAMES),
+    "rect": (memit, [Rect()], None, "after", NAMES),
+    "memit_sphere": (memit, [], 0.8, "after", ["tiny-llama"]),
+    "alphaedit_sphere": (alphaedit, [], 0.5, "in_loop", ["tiny-llama"]),
+    "rect_sphere": (memit, [Rect()], 0.8, "after", ["tiny-llama"]),
+}
+
+
+@pytest.mark.parametrize(
+    "method, name",
+    [(method, name) for method, (*_, names) in METHODS.items() for name in names],
+)
+def test_two_batches(method: str, name: str) -> None:
+    solver, transforms, alpha, apply, _ = METHODS[method]
+    sphere = None if alpha is None else published_sphere(alpha)
+    golden, setup = fresh_setup(name, sphere, apply)
+    editor = LocateThenEdit(setup, solver(golden), transforms)
     for batch in (1, 2):
         editor.edit(golden.requests[BATCH * (batch - 1) : BATCH * batch])
         for layer in LAYERS:
-            change = setup.weights.current[layer] - setup.weights.pretrained[layer]
-            assert relative_error(change, golden.arrays[f"memit_b{batch}_{layer}"]) < 1e-2
+            pretrained = setup.weights.pretrained[layer]
+            published = golden.arrays[f"{method}_b{batch}_{layer}"]
+            assert relative_error(setup.weights.current[layer] - pretrained, published) < 1e-2
+            # Otherwise the second batch would start from the first one's rounding.
+            setup.weights.write(layer, pretrained + published)
 
 
-def test_memit_with_sphere_two_batches() -> None:
-    sphere = Sphere(
-        alpha=0.8,
-        eta=0.5,
-        basis="current",
-        normalize_rows=True,
-        rank_rule="published-code",
-    )
-    golden, setup = fresh_setup("tiny-llama", sphere)
-    editor = LocateThenEdit(setup, published_solver(golden))
-    for batch in (1, 2):
-        report = editor.edit(golden.requests[BATCH * (batch - 1) : BATCH * batch])
-        for layer in LAYERS:
-            change = setup.weights.current[layer] - setup.weights.pretrained[layer]
-            assert relative_error(change, golden.arrays[f"memit_sphere_b{batch}_{layer}"]) < 1e-2
-            if batch == 1:
-                assert report.layers[layer].rank == golden.figures[f"rank_e0.5_{layer}"]
+@pytest.mark.parametrize("layer", LAYERS)
+def test_transforms_of_the_published_update(golden: Golden, layer: int) -> None:
+    """Given MEMIT's published update, RECT's is equal and SPHERE's projection too."""
+    pretrained = golden.loaded.layout.weight(layer)
+    weight = EditedWeight(layer, pretrained, pretrained)
+    update = golden.arrays[f"memit_b1_{layer}"]
+    assert torch.equal(Rect()(update, weight), golden.arrays[f"rect_b1_{layer}"])
+    sphere = published_sphere(0.8)
+    projected = sphere(update.double(), weight)
+    assert relative_error(projected, golden.arrays[f"proj_e0.5_a0.8_{layer}"]) < 1e-4
+    assert sphere.ranks[layer] == golden.figures[f"rank_e0.5_{layer}"]
 
 
 def test_batched_target_values_equal_one_by_one(golden: Golden) -> None:
@@ -134,3 +164,11 @@ def test_target_values_stay_within_the_clamp(golden: Golden, target_values: Targ
     delta = (target_values.values - measured.hidden.T).norm(dim=1)
     limit = golden.values.clamp_norm_factor * measured.hidden.norm(dim=0)
     assert torch.all(delta <= limit * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_null_space_rank(golden: Golden, layer: int) -> None:
+    basis = NullSpace(golden.figures["alphaedit"]["nullspace_threshold"]).basis(
+        golden.arrays[f"C_{layer}"], layer
+    )
+    assert basis.shape[1] == golden.figures[f"null_rank_{layer}"]

@@ -1,34 +1,95 @@
 import pytest
 import torch
+from torch import Tensor
 
-from sphere_bench.editing.solvers import Memit
+from sphere_bench.editing.solvers import LeastSquares, NullSpace
 from sphere_bench.errors import SphereBenchError
 
 WIDTH, OUT, REQUESTS, WEIGHT = 12, 5, 4, 3.0
 
 
-def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """C [d_in, d_in], K [d_in, n] and R [d_out, n]."""
-    generator = torch.Generator().manual_seed(seed)
-    samples = torch.randn(WIDTH, 40, generator=generator, dtype=torch.float64)
-    keys = torch.randn(WIDTH, REQUESTS, generator=generator)
-    residual = torch.randn(OUT, REQUESTS, generator=generator)
-    return samples @ samples.T / 40, keys, residual
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moment(seed: int, samples: int = 40) -> Tensor:
+    """C [d_in, d_in] of rank min(samples, d_in)."""
+    keys = draw(WIDTH, samples, seed=seed)
+    return keys @ keys.T / samples
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_memit_satisfies_its_normal_equations(seed: int) -> None:
-    moment, keys, residual = problem(seed)
-    solver = Memit(WEIGHT)
-    solver.prepare({7: moment})
+    solver = LeastSquares(second_moment_weight=WEIGHT)
+    solver.prepare({7: moment(seed)})
+    keys, residual = draw(WIDTH, REQUESTS, seed=10 + seed), draw(OUT, REQUESTS, seed=20 + seed)
     update = solver.solve(7, keys, residual)
     # d/dW of sum ||W k - r||^2 + lambda tr(W C W^T) at dW: dW (lambda C + K K^T) = R K^T.
-    keys, residual = keys.double(), residual.double()
     torch.testing.assert_close(
-        update @ (WEIGHT * moment + keys @ keys.T), residual @ keys.T, rtol=1e-10, atol=1e-10
+        update @ (WEIGHT * moment(seed) + keys @ keys.T), residual @ keys.T, rtol=1e-9, atol=1e-9
     )
 
 
-def test_memit_names_the_mend_for_a_singular_second_moment() -> None:
+def test_remembered_keys_enter_the_system_of_later_batches() -> None:
+    solver = LeastSquares(second_moment_weight=WEIGHT, ridge=20.0, remember_keys=True)
+    solver.prepare({0: moment(0)})
+    past = [draw(WIDTH, REQUESTS, seed=seed) for seed in range(10)]
+    for keys in past:
+        solver.remember(0, keys)
+    keys, residual = draw(WIDTH, REQUESTS, seed=30), draw(OUT, REQUESTS, seed=31)
+    everything = torch.cat([*past, keys], dim=1)
+    system = WEIGHT * moment(0) + 20.0 * torch.eye(WIDTH) + everything @ everything.T
+    expected = torch.linalg.solve(system, keys @ residual.T).T
+    torch.testing.assert_close(solver.solve(0, keys, residual), expected)
+
+
+def test_null_space_solve_equals_alphaedits_own_system() -> None:
+    """(P (K K^T + Kp Kp^T) + L2 I) X = P K R^T, dW = X^T, P the projector on the null space."""
+    null_space = NullSpace(threshold=0.5)
+    solver = LeastSquares(ridge=10.0, remember_keys=True, null_space=null_space)
+    solver.prepare({0: moment(0)})
+    past, keys = draw(WIDTH, 7, seed=1), draw(WIDTH, REQUESTS, seed=2)
+    residual = draw(OUT, REQUESTS, seed=3)
+    solver.remember(0, past)
+    basis = null_space.basis(moment(0), 0)
+    assert 0 < basis.shape[1] < WIDTH
+    projector = basis @ basis.T
+    system = projector @ (keys @ keys.T + past @ past.T) + 10.0 * torch.eye(WIDTH)
+    expected = torch.linalg.solve(system, projector @ keys @ residual.T).T
+    torch.testing.assert_close(solver.solve(0, keys, residual), expected)
+
+
+def test_null_space_updates_leave_preserved_keys_alone() -> None:
+    preserved = moment(0, samples=5)  # of rank 5: the other 7 directions are free
+    solver = LeastSquares(ridge=10.0, null_space=NullSpace(threshold=1e-9))
+    solver.prepare({0: preserved})
+    update = solver.solve(0, draw(WIDTH, REQUESTS, seed=1), draw(OUT, REQUESTS, seed=2))
+    assert update.norm() > 0.01
+    assert (update @ draw(WIDTH, 5, seed=0)).norm() < 1e-9 * update.norm()
+
+
+def test_the_share_rule_keeps_the_smallest_directions_within_the_share() -> None:
+    eigenvalues = torch.tensor([1.0, 2.0, 3.0, 14.0])  # of 20: 5 %, 15 %, 30 %, 100 %
+    basis = NullSpace(threshold=0.2, rule="share").basis(torch.diag(eigenvalues), 0)
+    assert basis.shape == (4, 2)
+    assert torch.equal(basis.abs().round().sum(dim=1), torch.tensor([1.0, 1.0, 0.0, 0.0]).double())
+
+
+def test_the_state_makes_a_fresh_solver_go_on() -> None:
+    def fresh() -> LeastSquares:
+        solver = LeastSquares(second_moment_weight=WEIGHT, remember_keys=True)
+        solver.prepare({0: moment(0)})
+        return solver
+
+    solver, resumed = fresh(), fresh()
+    solver.remember(0, draw(WIDTH, REQUESTS, seed=1))
+    resumed.load_state_dict(solver.state_dict())
+    keys, residual = draw(WIDTH, REQUESTS, seed=2), draw(OUT, REQUESTS, seed=3)
+    assert torch.equal(resumed.solve(0, keys, residual), solver.solve(0, keys, residual))
+
+
+def test_singular_moments_and_empty_null_spaces_are_named_with_the_mend() -> None:
     with pytest.raises(SphereBenchError, match=r"layer 2.*statistics\.tokens"):
-        Memit(WEIGHT).prepare({2: torch.zeros(WIDTH, WIDTH)})
+        LeastSquares(second_moment_weight=WEIGHT).prepare({2: torch.zeros(WIDTH, WIDTH)})
+    with pytest.raises(SphereBenchError, match=r"layer 2.*null_space\.threshold"):
+        LeastSquares(ridge=1.0, null_space=NullSpace(1e-3)).prepare({2: torch.eye(WIDTH)})
