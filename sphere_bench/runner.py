@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from sphere_bench.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.data.records import EditDataset, EditRequest
-from sphere_bench.editing.editor import BatchReport, Editor, LayerReport
+from sphere_bench.editing.editor import Editor
+from sphere_bench.editing.pipeline import BatchReport, LayerReport
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.protocol import Evaluation, Evaluator
@@ -180,7 +181,7 @@ class SequentialRun:
             )
         if due:
             efficacy = evaluation.steps_rows[0]["efficacy"]
-            progress.set_postfix(efficacy=f"{efficacy:.1f}", he=f"{shared['he_ratio']:.4f}")
+            progress.set_postfix(efficacy=f"{efficacy:.1f}", he_ratio=f"{shared['he_ratio']:.6f}")
 
     def _layer_rows(
         self, step: int, edits: int, report: BatchReport | None

@@ -21,7 +21,7 @@ def summarize_run(folder: Path, headline: str) -> str:
         index=False,
         formatters={
             **{name: "{:.1f}".format for name in METRICS},
-            "he_ratio": "{:.4f}".format,
+            "he_ratio": "{:.6f}".format,
         },
         na_rep="-",
     )

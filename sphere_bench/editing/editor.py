@@ -1,86 +1,17 @@
 """The editor's protocol, and locate-then-edit: values -> keys -> update -> transforms."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.keys import Measurement, measure
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
 from sphere_bench.editing.solvers import UpdateSolver
-from sphere_bench.editing.transforms import EditedWeight, Sphere, Transform
-from sphere_bench.editing.values import ValueSettings, solve_target_values
-from sphere_bench.editing.weights import EditedWeights
-from sphere_bench.errors import SphereBenchError
-from sphere_bench.models.loading import LoadedModel
-
-Stage = Literal["values", "keys", "update", "transform"]
-
-
-@dataclass(frozen=True)
-class EditingSetup:
-    """What a run gives to whichever editor it has.
-
-    Attributes:
-        loaded: the model.
-        weights: the weights under edit.
-        values: numbers of the value solver.
-        contexts: templates with one ``{}``, the bare prompt first.
-        second_moments: gives each edited layer's C [d_in, d_in]; computed or read when called.
-        sphere: the projection that ends the list of transforms, or ``None``.
-        apply: ``in_loop`` writes a layer's transformed update before the next layer is measured;
-            ``after`` transforms all layers' updates once the last is found.
-        tokens_per_batch: padded tokens in one forward.
-    """
-
-    loaded: LoadedModel
-    weights: EditedWeights
-    values: ValueSettings
-    contexts: Sequence[str]
-    second_moments: Callable[[], Mapping[int, Tensor]]
-    sphere: Sphere | None
-    apply: Literal["in_loop", "after"]
-    tokens_per_batch: int
-
-
-@dataclass
-class LayerReport:
-    """What happened to one layer in a batch.
-
-    Attributes:
-        residual_norm: mean over requests of ||z - hidden state|| before this layer's write.
-        update_norm: ||dW|| as proposed.
-        applied_norm: ||dW|| after the transforms.
-        rank: number r of principal directions that SPHERE suppressed, ``None`` without it.
-    """
-
-    residual_norm: float = float("nan")
-    update_norm: float = float("nan")
-    applied_norm: float = float("nan")
-    rank: int | None = None
-
-
-@dataclass
-class BatchReport:
-    """Per layer what happened, and how long each stage took, in seconds."""
-
-    layers: dict[int, LayerReport] = field(default_factory=dict)
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"values": 0.0, "keys": 0.0, "update": 0.0, "transform": 0.0}
-    )
-
-    @contextmanager
-    def timed(self, stage: Stage, device: torch.device) -> Iterator[None]:
-        """Add the block's time to ``stage``, waiting for the device to finish it."""
-        start = perf_counter()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.seconds[stage] += perf_counter() - start
+from sphere_bench.editing.transforms import Transform
+from sphere_bench.editing.values import TargetValues, solve_target_values
 
 
 class Editor(Protocol):
@@ -89,11 +20,28 @@ class Editor(Protocol):
     def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
         """Edit the model as earlier batches left it."""
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Whatever the editor remembers between batches, the weights apart."""
+    def state_dict(self) -> dict[str, Any]:
+        """Whatever the editor remembers between batches, the deployed weights apart."""
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
+
+
+class ValueTransform(Protocol):
+    """Maps target values to others."""
+
+    def __call__(self, values: Tensor, solve: "SolveValues") -> Tensor:
+        """New target values [n, d_model]; ``solve`` finds those of other requests."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class SolveValues(Protocol):
+    """Target values [n, d_model] of the stream's first ``count`` requests on the present model."""
+
+    def __call__(self, count: int) -> Tensor: ...
 
 
 class LocateThenEdit:
@@ -106,57 +54,91 @@ class LocateThenEdit:
         setup: the run's model, weights and settings.
         solver: keys and residuals to an update.
         transforms: maps of the proposed update, in order; SPHERE comes last.
+        conditioner, continue_from: see :class:`UpdatePipeline`.
+        value_transform: maps the target values.
+        stop_at_argmax: see :class:`ValueSettings`.
     """
 
     def __init__(
-        self, setup: EditingSetup, solver: UpdateSolver, transforms: Sequence[Transform] = ()
+        self,
+        setup: EditingSetup,
+        solver: UpdateSolver,
+        transforms: Sequence[Transform] = (),
+        conditioner: Transform | None = None,
+        continue_from: Literal["unconditioned", "deployed"] = "unconditioned",
+        value_transform: ValueTransform | None = None,
+        stop_at_argmax: bool = False,
     ) -> None:
         self.setup = setup
         self.solver = solver
-        self.transforms = [*transforms, *([setup.sphere] if setup.sphere else [])]
+        self.pipeline = UpdatePipeline(setup, transforms, conditioner, continue_from)
+        self.value_transform = value_transform
+        self.value_settings = replace(setup.values, stop_at_argmax=stop_at_argmax)
         solver.prepare(setup.second_moments())
 
     def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
         setup, weights = self.setup, self.setup.weights
-        report = BatchReport()
         device = setup.loaded.device
-        value_layer = weights.layers[-1]
-        with report.timed("values", device):
-            target_values = solve_target_values(
-                setup.loaded,
-                requests,
-                value_layer,
-                setup.contexts,
-                setup.values,
-                setup.tokens_per_batch,
-            ).values.T
-        before = dict(weights.current)
-        proposed: dict[int, Tensor] = {}
-        for index, layer in enumerate(weights.layers):
-            with report.timed("keys", device):
-                keys, hidden = self._measure(requests, layer)
-            with report.timed("update", device):
-                missing = target_values - hidden
-                residual = missing / (len(weights.layers) - index)
-                proposed[layer] = _finite(self.solver.solve(layer, keys, residual), layer)
-            report.layers[layer] = LayerReport(
-                residual_norm=missing.norm(dim=0).mean().item(),
-                update_norm=proposed[layer].norm().item(),
-            )
-            if setup.apply == "in_loop":
-                self._write_transformed(layer, before[layer], proposed[layer], report)
-            else:
-                weights.write(layer, before[layer] + proposed[layer])
-        if setup.apply == "after":
-            for layer in weights.layers:
-                self._write_transformed(layer, before[layer], proposed[layer], report)
-        if self.solver.remembers_keys:
-            for layer in weights.layers:
+        with self.pipeline.batch() as report:
+            with report.timed("values", device):
+                target_values = self._target_values(requests).T
+            before = dict(weights.current)
+            proposed: dict[int, Tensor] = {}
+            for index, layer in enumerate(weights.layers):
                 with report.timed("keys", device):
-                    keys, _ = self._measure(requests, layer)
+                    keys, hidden = self._measure(requests, layer)
                 with report.timed("update", device):
-                    self.solver.remember(layer, keys)
+                    missing = target_values - hidden
+                    residual = missing / (len(weights.layers) - index)
+                    proposed[layer] = finite(self.solver.solve(layer, keys, residual), layer)
+                report.layers[layer].residual_norm = missing.norm(dim=0).mean().item()
+                report.layers[layer].update_norm = proposed[layer].norm().item()
+                if setup.apply == "in_loop":
+                    self.pipeline.write(layer, before[layer], proposed[layer], report)
+                else:
+                    weights.write(layer, before[layer] + proposed[layer])
+            if setup.apply == "after":
+                for layer in weights.layers:
+                    self.pipeline.write(layer, before[layer], proposed[layer], report)
+            if self.solver.remembers_written_keys:
+                for layer in weights.layers:
+                    with report.timed("keys", device):
+                        keys, _ = self._measure(requests, layer)
+                    with report.timed("update", device):
+                        self.solver.remember(layer, keys)
         return report
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"solver": self.solver.state_dict(), "pipeline": self.pipeline.state_dict()}
+        if self.value_transform is not None:
+            state["value_transform"] = self.value_transform.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.solver.load_state_dict(state.get("solver", {}))
+        self.pipeline.load_state_dict(state.get("pipeline", {}))
+        if self.value_transform is not None:
+            self.value_transform.load_state_dict(state.get("value_transform", {}))
+
+    def _target_values(self, requests: Sequence[EditRequest]) -> Tensor:
+        """z of the requests, [n, d_model]."""
+        values = self._solve(requests).values
+        if self.value_transform is None:
+            return values
+        return self.value_transform(
+            values, lambda count: self._solve(self.setup.stream[:count]).values
+        )
+
+    def _solve(self, requests: Sequence[EditRequest]) -> TargetValues:
+        setup = self.setup
+        return solve_target_values(
+            setup.loaded,
+            requests,
+            setup.weights.layers[-1],
+            setup.contexts,
+            self.value_settings,
+            setup.tokens_per_batch,
+        )
 
     def _measure(self, requests: Sequence[EditRequest], layer: int) -> Measurement:
         setup = self.setup
@@ -168,31 +150,3 @@ class LocateThenEdit:
             setup.contexts,
             setup.tokens_per_batch,
         )
-
-    def _write_transformed(
-        self, layer: int, before: Tensor, update: Tensor, report: BatchReport
-    ) -> None:
-        weights = self.setup.weights
-        weight = EditedWeight(layer, weights.pretrained[layer], before)
-        with report.timed("transform", self.setup.loaded.device):
-            for transform in self.transforms:
-                update = transform(update, weight)
-        report.layers[layer].applied_norm = update.norm().item()
-        if self.setup.sphere:
-            report.layers[layer].rank = self.setup.sphere.ranks[layer]
-        weights.write(layer, before + _finite(update, layer))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.solver.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.solver.load_state_dict(state)
-
-
-def _finite(update: Tensor, layer: int) -> Tensor:
-    if not torch.isfinite(update).all():
-        raise SphereBenchError(
-            f"the update of layer {layer} is not finite and was not written: lower "
-            "model.values.learning_rate or raise model.second_moment_weight"
-        )
-    return update

@@ -46,20 +46,47 @@ def measure(
         contexts: templates with one ``{}``, the first of them the bare prompt.
         tokens_per_batch: padded tokens in one forward.
     """
-    others = [context for context in contexts if context != BARE]
     bare = [prompt_up_to_subject(loaded.tokenizer, request) for request in requests]
     keys, hidden = _last_token_states(loaded, bare, layer, value_layer, tokens_per_batch)
     assert hidden is not None
+    others = [context for context in contexts if context != BARE]
     if others:
-        prompts = [
-            prompt_up_to_subject(loaded.tokenizer, request, context)
-            for request in requests
-            for context in others
-        ]
-        context_keys, _ = _last_token_states(loaded, prompts, layer, None, tokens_per_batch)
-        means = context_keys.view(len(requests), len(others), -1).mean(dim=1)
-        keys = (keys + means) / 2
+        behind = context_keys(loaded, requests, layer, others, tokens_per_batch)
+        keys = (keys + behind.mean(dim=1)) / 2
     return Measurement(keys.T, hidden.T)
+
+
+def context_keys(
+    loaded: LoadedModel,
+    requests: Sequence[EditRequest],
+    layer: int,
+    contexts: Sequence[str],
+    tokens_per_batch: int,
+) -> Tensor:
+    """Keys at ``layer`` behind every context, [n, contexts, d_in]."""
+    prompts = [
+        prompt_up_to_subject(loaded.tokenizer, request, context)
+        for request in requests
+        for context in contexts
+    ]
+    keys, _ = _last_token_states(loaded, prompts, layer, None, tokens_per_batch)
+    return keys.view(len(requests), len(contexts), -1)
+
+
+def projection_output_norms(
+    loaded: LoadedModel, requests: Sequence[EditRequest], layer: int, tokens_per_batch: int
+) -> Tensor:
+    """Norms of what ``layer``'s projection says at the subjects in the bare prompts, [n]."""
+    prompts = [prompt_up_to_subject(loaded.tokenizer, request) for request in requests]
+    module = {layer: loaded.layout.projection(layer)}
+    norms: dict[int, Tensor] = {}
+    for group in token_batches([len(prompt.ids) for prompt in prompts], tokens_per_batch):
+        tokens = pad_right([prompts[index].ids for index in group]).to(loaded.device)
+        with torch.no_grad(), capture(module, "output", stop=True) as outputs:
+            loaded.model.base_model(input_ids=tokens, use_cache=False)
+        for row, index in enumerate(group):
+            norms[index] = outputs[layer][row, prompts[index].subject_last].float().norm()
+    return torch.stack([norms[index] for index in range(len(prompts))])
 
 
 def _last_token_states(
@@ -85,7 +112,7 @@ def _last_token_states(
             capture(projection, "input", stop=value_layer is None) as inputs,
             capture(stop_at, "output", stop=True) as outputs,
         ):
-            loaded.model.base_model(input_ids=tokens)
+            loaded.model.base_model(input_ids=tokens, use_cache=False)
         keys.update(zip(group, inputs[layer][rows, last].float(), strict=True))
         if value_layer is not None:
             hidden.update(zip(group, outputs[value_layer][rows, last].float(), strict=True))

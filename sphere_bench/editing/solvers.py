@@ -17,7 +17,7 @@ class UpdateSolver(ABC):
     """(K, R, state) -> dW, layer by layer."""
 
     #: Whether :meth:`remember` wants a batch's keys, measured once the whole batch is written.
-    remembers_keys: bool = False
+    remembers_written_keys: bool = False
 
     @abstractmethod
     def prepare(self, second_moments: Mapping[int, Tensor]) -> None:
@@ -47,16 +47,18 @@ class LeastSquares(UpdateSolver):
     remembered. With a null space the whole solve happens in its coordinates: V [d_in, m] spans it,
     K becomes V^T K, C and I shrink with it, and dW = (...) V^T leaves every key outside it alone.
 
-    | editor | A | null space |
-    | --- | --- | --- |
-    | MEMIT (arXiv 2210.07229) | lambda C | - |
-    | MEMIT-seq | lambda C + Kp Kp^T | - |
-    | EMMET (arXiv 2403.14236) | 0.1 C | - |
-    | ENCORE (arXiv 2502.01636) | lambda C + Kp Kp^T + 20 I | - |
-    | AlphaEdit (arXiv 2410.02355) | Kp Kp^T + L2 I | of C |
+    | editor | A | remembers | null space |
+    | --- | --- | --- | --- |
+    | MEMIT (arXiv 2210.07229) | lambda C | - | - |
+    | MEMIT-seq (the same authors' code) | lambda C + Kp Kp^T | written | - |
+    | EMMET (arXiv 2403.14236) | 0.1 C | - | - |
+    | ENCORE (arXiv 2502.01636) | lambda C + Kp Kp^T + 20 I | written | - |
+    | RLSEdit | lambda C + Kp Kp^T | solved | - |
+    | AlphaEdit (arXiv 2410.02355) | Kp Kp^T + L2 I | written | of C |
 
-    EMMET's R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1 is the same by the Woodbury identity, and so is
-    AlphaEdit's non-symmetric system in d_in dimensions.
+    EMMET's R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1 is the same by the Woodbury identity. So are the
+    recursion of RLSEdit, which carries A^-1 along, and AlphaEdit's non-symmetric system in d_in
+    dimensions.
 
     A is factored once, or once a batch where keys are remembered; a batch then costs n right-hand
     sides and one n x n system, whatever went before.
@@ -64,7 +66,8 @@ class LeastSquares(UpdateSolver):
     Args:
         second_moment_weight: lambda.
         ridge: factor of the identity.
-        remember_keys: add the keys of finished batches to A.
+        remember: add the keys of earlier batches to A, as they were when the update was
+            ``solved``, or as the edited model has them once the batch is ``written``.
         null_space: restrict updates to the null space of C.
     """
 
@@ -72,12 +75,13 @@ class LeastSquares(UpdateSolver):
         self,
         second_moment_weight: float = 0.0,
         ridge: float = 0.0,
-        remember_keys: bool = False,
+        remember: Literal["solved", "written"] | None = None,
         null_space: "NullSpace | None" = None,
     ) -> None:
         self.second_moment_weight = second_moment_weight
         self.ridge = ridge
-        self.remembers_keys = remember_keys
+        self.remembered = remember
+        self.remembers_written_keys = remember == "written"
         self.null_space = null_space
         self._bases: dict[int, Tensor] = {}
         self._systems: dict[int, Tensor] = {}
@@ -94,17 +98,19 @@ class LeastSquares(UpdateSolver):
             self._factor(layer, system)
 
     def solve(self, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
-        keys, residual = self._project(layer, keys), residual.double()
+        projected = self._project(layer, keys)
         # Woodbury: K^T (A + K K^T)^-1 = (I + K^T A^-1 K)^-1 K^T A^-1.
-        weighted = torch.cholesky_solve(keys, self._factors[layer])
-        inner = keys.T @ weighted
+        weighted = torch.cholesky_solve(projected, self._factors[layer])
+        inner = projected.T @ weighted
         inner.diagonal().add_(1)
-        update = residual @ torch.linalg.solve(inner, weighted.T)
+        update = residual.double() @ torch.linalg.solve(inner, weighted.T)
+        if self.remembered == "solved":
+            self.remember(layer, keys)
         return update @ self._bases[layer].T if layer in self._bases else update
 
     def remember(self, layer: int, keys: Tensor) -> None:
         keys = self._project(layer, keys)
-        self._factor(layer, self._systems[layer].addmm_(keys, keys.T))
+        self._factor(layer, self._systems[layer] + keys @ keys.T)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {str(layer): system for layer, system in self._systems.items()}
@@ -119,14 +125,8 @@ class LeastSquares(UpdateSolver):
         return self._bases[layer].T @ keys if layer in self._bases else keys
 
     def _factor(self, layer: int, system: Tensor) -> None:
-        factor, failed = torch.linalg.cholesky_ex(system)
-        if failed:
-            raise SphereBenchError(
-                f"the second moment of layer {layer}'s keys is singular: raise statistics.tokens "
-                "to 10 times the layer's width or more"
-            )
-        self._factors[layer] = factor
-        if self.remembers_keys:
+        self._factors[layer] = factor_second_moment(system, layer)
+        if self.remembered is not None:
             self._systems[layer] = system
 
 
@@ -164,3 +164,18 @@ class NullSpace:
                 "editor.method.solver.null_space.threshold"
             )
         return vectors[:, small].contiguous()
+
+
+def factor_second_moment(moment: Tensor, layer: int) -> Tensor:
+    """The Cholesky factor of a symmetric positive definite [d, d] matrix.
+
+    Raises:
+        SphereBenchError: it is not positive definite.
+    """
+    factor, failed = torch.linalg.cholesky_ex(moment)
+    if failed:
+        raise SphereBenchError(
+            f"the second moment of layer {layer}'s keys is singular: raise statistics.tokens to "
+            "10 times the layer's width or more"
+        )
+    return factor

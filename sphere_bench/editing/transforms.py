@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from sphere_bench.geometry.subspace import principal_directions, rank_for_share
@@ -91,3 +92,23 @@ class Rect:
         if not dropped:
             return update
         return update * (change >= change.flatten().kthvalue(dropped).values)
+
+
+class Prune:
+    """PRUNE (arXiv 2405.16821): large singular values of the whole change W - W0 are damped.
+
+    Those above the largest one of W0 become log(s) - log(s_max) + s_max.
+    """
+
+    def __init__(self) -> None:
+        self._bounds: dict[int, Tensor] = {}
+
+    def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
+        earlier = (weight.current - weight.pretrained).to(update)
+        change = earlier + update
+        if weight.layer not in self._bounds:
+            self._bounds[weight.layer] = torch.linalg.matrix_norm(weight.pretrained.double(), 2)
+        bound = self._bounds[weight.layer].to(update)
+        left, values, right = torch.linalg.svd(change, full_matrices=False)
+        damped = torch.where(values > bound, values.log() - bound.log() + bound, values)
+        return (left * damped) @ right - earlier

@@ -6,6 +6,7 @@ MEMIT's optimisation (arXiv 2210.07229, section 4.3.1) for all requests of a bat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class ValueSettings:
         clamp_norm_factor: ||delta|| is kept at or below this times ||h0||.
         kl_factor: factor of the KL divergence at the subject's last token of "{subject} is a".
         loss_threshold: a request whose loss falls below it is finished.
+        stop_at_argmax: finish a request as soon as its target is the argmax in every context
+            (ENCORE, arXiv 2502.01636), whatever its loss.
     """
 
     steps: int = 25
@@ -37,6 +40,7 @@ class ValueSettings:
     clamp_norm_factor: float = 0.75
     kl_factor: float = 0.0625
     loss_threshold: float = 5e-2
+    stop_at_argmax: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,12 @@ class TargetValues:
 
     Attributes:
         values: z, [n, d_model] in float32.
+        deltas: z - h0, [n, d_model].
         losses: each request's loss at every iteration that it took part in.
     """
 
     values: Tensor
+    deltas: Tensor
     losses: list[list[float]]
 
 
@@ -59,6 +65,7 @@ def solve_target_values(
     contexts: Sequence[str],
     settings: ValueSettings,
     tokens_per_batch: int = 2048,
+    reference_norms: Tensor | None = None,
 ) -> TargetValues:
     """Optimise one delta per request, added to ``layer``'s output at the subject's last token.
 
@@ -75,11 +82,23 @@ def solve_target_values(
         settings: the solver's numbers.
         tokens_per_batch: padded tokens (prefixes included) in one forward; halved when memory
             runs out.
+        reference_norms: [n] to stand in for ||h0|| in the clamp and the weight decay.
     """
-    return backing_off(
-        lambda tokens: _Solver(loaded, requests, layer, contexts, settings, tokens).solve(),
-        tokens_per_batch,
-    )
+
+    def solve(tokens: int) -> TargetValues:
+        solver = _Solver(loaded, requests, layer, contexts, settings, tokens)
+        return solver.solve(
+            solver.initial.norm(dim=1) if reference_norms is None else reference_norms
+        )
+
+    return backing_off(solve, tokens_per_batch)
+
+
+class _Loss(NamedTuple):
+    """Per request, [n]: a part of its loss, and how many of its target tokens are no argmax."""
+
+    loss: Tensor
+    misses: Tensor
 
 
 @dataclass(frozen=True)
@@ -108,13 +127,19 @@ class _TargetRows(_Rows):
     targets: Tensor
     weight: float
 
-    def loss(self, delta: Tensor) -> Tensor:
+    def loss(self, delta: Tensor) -> _Loss:
         rows, columns = (self.targets >= 0).nonzero(as_tuple=True)
         logits = self.batch.logits(self.edited(delta), rows, columns)
-        nll = functional.cross_entropy(logits, self.targets[rows, columns], reduction="none")
+        asked = self.targets[rows, columns]
+        nll = functional.cross_entropy(logits, asked, reduction="none")
         totals = nll.new_zeros(len(self.targets)).index_add(0, rows, nll)
         lengths = (self.targets >= 0).sum(dim=1)
-        return self.per_request(self.weight * totals / lengths, delta)
+        wrong = (logits.detach().argmax(dim=1) != asked).to(nll.dtype)
+        misses = wrong.new_zeros(len(self.targets)).index_add(0, rows, wrong)
+        return _Loss(
+            self.per_request(self.weight * totals / lengths, delta),
+            self.per_request(misses, delta),
+        )
 
     def keep(self, rows: Tensor) -> "_TargetRows":
         batch = self.batch.keep(rows)
@@ -130,10 +155,11 @@ class _EssenceRows(_Rows):
     before: Tensor
     factor: float
 
-    def loss(self, delta: Tensor) -> Tensor:
+    def loss(self, delta: Tensor) -> _Loss:
         after = _first_log_probabilities(self.batch, self.edited(delta))
         divergence = (after.exp() * (after - self.before)).sum(dim=1)
-        return self.per_request(self.factor * divergence, delta)
+        loss = self.per_request(self.factor * divergence, delta)
+        return _Loss(loss, torch.zeros_like(loss))
 
     def keep(self, rows: Tensor) -> "_EssenceRows":
         batch = self.batch.keep(rows)
@@ -210,9 +236,8 @@ class _Solver:
             owners = torch.tensor(group, device=self.loaded.device)
             yield _EssenceRows(batch, owners, before, self.settings.kl_factor)
 
-    def solve(self) -> TargetValues:
+    def solve(self, norms: Tensor) -> TargetValues:
         settings, initial = self.settings, self.initial
-        norms = initial.norm(dim=1)
         delta = torch.zeros_like(initial, requires_grad=True)
         optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
         active = torch.ones(len(initial), dtype=torch.bool, device=initial.device)
@@ -220,10 +245,14 @@ class _Solver:
         for iteration in range(settings.steps):
             last = iteration == settings.steps - 1
             optimizer.zero_grad()
-            loss = self._loss(delta, norms, backward=not last)
-            for index in active.nonzero()[:, 0].tolist():
-                losses[index].append(loss[index].item())
+            loss, misses = self._loss(delta, norms, backward=not last)
+            for index, value in zip(
+                active.nonzero()[:, 0].tolist(), loss[active].tolist(), strict=True
+            ):
+                losses[index].append(value)
             finished = active & (loss < settings.loss_threshold)
+            if settings.stop_at_argmax:
+                finished |= active & (misses == 0)
             active = active & ~finished
             if last or not active.any():
                 break
@@ -235,18 +264,21 @@ class _Solver:
                 scale = (settings.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)
                 # Adam's momentum would go on moving the finished ones.
                 delta.copy_(torch.where(active[:, None], delta * scale[:, None], before))
-        return TargetValues(initial + delta.detach(), losses)
+        return TargetValues(initial + delta.detach(), delta.detach(), losses)
 
-    def _loss(self, delta: Tensor, norms: Tensor, *, backward: bool) -> Tensor:
-        """Every request's loss [n]; its gradient is added to ``delta.grad``."""
+    def _loss(self, delta: Tensor, norms: Tensor, *, backward: bool) -> "_Loss":
+        """Every request's loss and misses; the gradient is added to ``delta.grad``."""
         total = torch.zeros(len(delta), device=delta.device)
+        misses = torch.zeros_like(total)
         with torch.set_grad_enabled(backward):
             decay = self.settings.weight_decay * delta.norm(dim=1) / norms**2
-            for part in chain([decay], (rows.loss(delta) for rows in self.rows)):
-                total += part.detach()
+            own = _Loss(decay, misses.clone())
+            for part in chain([own], (rows.loss(delta) for rows in self.rows)):
+                total += part.loss.detach()
+                misses += part.misses
                 if backward:
-                    part.sum().backward()
-        return total
+                    part.loss.sum().backward()
+        return _Loss(total, misses)
 
     def _drop_finished(self, active: Tensor) -> None:
         kept = []

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Key = TypeVar("Key")
@@ -89,6 +90,30 @@ def select_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def probe_outputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
+    """Add a zero tensor to each module's output, so that its gradient is that of the output.
+
+    Yields:
+        A dict that the forward fills, key to the zeros that require a gradient.
+    """
+    probes: dict[Key, Tensor] = {}
+
+    def adding(key: Key):  # type: ignore[no-untyped-def]
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            probes[key] = torch.zeros_like(output, requires_grad=True)
+            return output + probes[key]
+
+        return hook
+
+    handles = [module.register_forward_hook(adding(key)) for key, module in modules.items()]
+    try:
+        yield probes
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Where a causal decoder keeps what editing needs, and one orientation for its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class Layout:
             )
         self.head: nn.Module = head
         self._projection_name = _projection_name(model, self.decoder_layers[0], projection)
+        names = {id(module): name for name, module in model.named_modules()}
+        self._layer_names = [names[id(layer)] for layer in self.decoder_layers]
 
     def __len__(self) -> int:
         return len(self.decoder_layers)
@@ -61,6 +63,15 @@ class Layout:
     def write(self, layer: int, weight: Tensor) -> None:
         """Put ``weight`` [out, in] into the model, rounded to the model's own dtype."""
         self.weight(layer).copy_(weight)
+
+    def parameters(self, weights: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """``weights`` (layer to [out, in]) as ``torch.func.functional_call`` takes them."""
+        return {
+            f"{self._layer_names[layer]}.{self._projection_name}.weight": (
+                weight.T if isinstance(self.projection(layer), Conv1D) else weight
+            ).to(self.weight(layer).dtype)
+            for layer, weight in weights.items()
+        }
 
     def check_layers(self, layers: Sequence[int]) -> None:
         """Raise unless every number of ``layers`` names a decoder layer, in rising order."""

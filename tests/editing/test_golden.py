@@ -4,16 +4,20 @@ Adam amplifies rounding over twenty steps, so what hangs on target values is hel
 same inputs, keys and solves are held to 1e-4.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import pytest
 import torch
 
-from sphere_bench.editing.editor import EditingSetup, LocateThenEdit
+from sphere_bench.editing.editor import LocateThenEdit
+from sphere_bench.editing.finetune import FineTuning
 from sphere_bench.editing.keys import measure
+from sphere_bench.editing.pipeline import EditingSetup
 from sphere_bench.editing.prompts import prompt_up_to_subject
+from sphere_bench.editing.rome import Rome
 from sphere_bench.editing.solvers import LeastSquares, NullSpace
-from sphere_bench.editing.transforms import EditedWeight, Rect, Sphere
+from sphere_bench.editing.transforms import EditedWeight, Prune, Rect, Sphere
 from sphere_bench.editing.values import TargetValues, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
 from tests.golden_numbers import LAYERS, NAMES, Golden, load_golden, relative_error
@@ -35,15 +39,19 @@ def target_values(golden: Golden) -> TargetValues:
 
 
 def fresh_setup(
-    name: str, sphere: Sphere | None, apply: Literal["in_loop", "after"]
+    name: str,
+    sphere: Sphere | None,
+    apply: Literal["in_loop", "after"],
+    layers: Sequence[int] = LAYERS,
 ) -> tuple[Golden, EditingSetup]:
     golden = load_golden(name)
     return golden, EditingSetup(
         loaded=golden.loaded,
-        weights=EditedWeights(golden.loaded.layout, LAYERS),
+        weights=EditedWeights(golden.loaded.layout, layers),
         values=golden.values,
         contexts=golden.contexts,
         second_moments=lambda: golden.second_moments,
+        stream=golden.requests,
         sphere=sphere,
         apply=apply,
         tokens_per_batch=TOKENS,
@@ -58,7 +66,7 @@ def alphaedit(golden: Golden) -> LeastSquares:
     numbers = golden.figures["alphaedit"]
     return LeastSquares(
         ridge=numbers["L2"],
-        remember_keys=True,
+        remember="written",
         null_space=NullSpace(numbers["nullspace_threshold"]),
     )
 
@@ -98,6 +106,12 @@ def test_memit_first_layer_from_published_values_and_keys(golden: Golden) -> Non
     assert relative_error(update, golden.arrays["memit_b1_0"]) < 1e-4
 
 
+def load_layer(name: str, method: str) -> int:
+    """The one layer that ROME or FT edited."""
+    layer: int = load_golden(name).figures[method]["layer"]
+    return layer
+
+
 def published_sphere(alpha: float) -> Sphere:
     return Sphere(alpha, eta=0.5, basis="current", normalize_rows=True, rank_rule="published-code")
 
@@ -130,6 +144,53 @@ def test_two_batches(method: str, name: str) -> None:
             assert relative_error(setup.weights.current[layer] - pretrained, published) < 1e-2
             # Otherwise the second batch would start from the first one's rounding.
             setup.weights.write(layer, pretrained + published)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prune_deploys_the_conditioned_change_and_goes_on_from_the_unconditioned(name: str) -> None:
+    golden, setup = fresh_setup(name, None, "after")
+    editor = LocateThenEdit(setup, memit(golden), conditioner=Prune())
+    for batch in (1, 2):
+        editor.edit(golden.requests[BATCH * (batch - 1) : BATCH * batch])
+    for layer in LAYERS:
+        change = setup.weights.current[layer] - setup.weights.pretrained[layer]
+        assert relative_error(change, golden.arrays[f"prune_b2_{layer}"]) < 1e-2
+        in_the_model = golden.loaded.layout.weight(layer)
+        assert torch.equal(in_the_model, setup.weights.current[layer])
+
+
+def test_prune_of_large_changes(golden: Golden) -> None:
+    pretrained = golden.loaded.layout.weight(1)
+    weight = EditedWeight(1, pretrained, pretrained)
+    pruned = Prune()(golden.arrays["prune_big_in"].double(), weight)
+    assert relative_error(pruned, golden.arrays["prune_big_out"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rome(name: str) -> None:
+    golden, setup = fresh_setup(name, None, "after", layers=[load_layer(name, "rome")])
+    Rome(setup).edit(golden.requests[:1])
+    (layer,) = setup.weights.layers
+    change = setup.weights.current[layer] - setup.weights.pretrained[layer]
+    assert relative_error(change, golden.arrays[f"rome_{layer}"]) < 1e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fine_tuning(name: str) -> None:
+    golden, setup = fresh_setup(name, None, "after", layers=[load_layer(name, "ft")])
+    numbers = golden.figures["ft"]
+    editor = FineTuning(
+        setup,
+        steps=numbers["num_steps"],
+        learning_rate=numbers["lr"],
+        chunk=numbers["batch"],
+        loss="last_position",
+    )
+    editor.edit(golden.requests[: len(numbers["case_ids"])])
+    (layer,) = setup.weights.layers
+    change = setup.weights.current[layer] - setup.weights.pretrained[layer]
+    # Adam's first steps are the gradient's signs, which rounding decides where it is tiny.
+    assert relative_error(change, golden.arrays[f"ft_{layer}"]) < 2e-2
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -31,7 +31,7 @@ def test_memit_satisfies_its_normal_equations(seed: int) -> None:
 
 
 def test_remembered_keys_enter_the_system_of_later_batches() -> None:
-    solver = LeastSquares(second_moment_weight=WEIGHT, ridge=20.0, remember_keys=True)
+    solver = LeastSquares(second_moment_weight=WEIGHT, ridge=20.0, remember="written")
     solver.prepare({0: moment(0)})
     past = [draw(WIDTH, REQUESTS, seed=seed) for seed in range(10)]
     for keys in past:
@@ -46,7 +46,7 @@ def test_remembered_keys_enter_the_system_of_later_batches() -> None:
 def test_null_space_solve_equals_alphaedits_own_system() -> None:
     """(P (K K^T + Kp Kp^T) + L2 I) X = P K R^T, dW = X^T, P the projector on the null space."""
     null_space = NullSpace(threshold=0.5)
-    solver = LeastSquares(ridge=10.0, remember_keys=True, null_space=null_space)
+    solver = LeastSquares(ridge=10.0, remember="written", null_space=null_space)
     solver.prepare({0: moment(0)})
     past, keys = draw(WIDTH, 7, seed=1), draw(WIDTH, REQUESTS, seed=2)
     residual = draw(OUT, REQUESTS, seed=3)
@@ -77,7 +77,7 @@ def test_the_share_rule_keeps_the_smallest_directions_within_the_share() -> None
 
 def test_the_state_makes_a_fresh_solver_go_on() -> None:
     def fresh() -> LeastSquares:
-        solver = LeastSquares(second_moment_weight=WEIGHT, remember_keys=True)
+        solver = LeastSquares(second_moment_weight=WEIGHT, remember="written")
         solver.prepare({0: moment(0)})
         return solver
 

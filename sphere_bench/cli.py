@@ -1,0 +1,80 @@
+"""The command line: `sphere-bench VERB ...`.
+
+A verb's module is imported when the verb is called, and imports torch itself only once its
+arguments have been checked: help and mistakes are answered at once.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from sphere_bench import __version__
+from sphere_bench.complaints import complain
+from sphere_bench.errors import SphereBenchError
+
+INTERRUPTED = 130
+
+# Each is the module of that name in this package, with a `main(arguments) -> exit code`.
+VERBS = {
+    "run": "edit a model batch by batch, evaluate after every batch, resume what was stopped",
+    "stats": "compute the key statistics of a run's configuration once, ahead of its runs",
+}
+
+USAGE = """\
+usage: sphere-bench VERB ...
+       sphere-bench --help | --version
+
+A benchmark harness for sequential model editing.
+
+verbs:
+{verbs}
+
+`sphere-bench VERB --help` tells what a verb takes. `sphere-bench run` needs nothing: it edits the
+bundled tiny GPT-2.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments ask.
+
+    Args:
+        argv: the arguments; ``None`` takes the process's own.
+
+    Returns:
+        The exit code: 0, 1 for an error of the program, 2 for one of the user, 130 when stopped.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has enough; Python would flush once more and fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("sphere-bench: stopped; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return complain(error)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    verb = arguments[0] if arguments else ""
+    if verb in ("--help", "-h", "help"):
+        print(_usage(), end="")
+        return 0
+    if verb == "--version":
+        print(f"sphere-bench {__version__}")
+        return 0
+    if verb not in VERBS:
+        said = f"no verb '{verb}'" if verb else "a verb is missing"
+        raise SphereBenchError(f"{said}: there are {', '.join(VERBS)}; see sphere-bench --help")
+    code: int = importlib.import_module(f"sphere_bench.{verb}").main(arguments[1:])
+    return code
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    return USAGE.format(verbs="\n".join(f"  {verb:<{width}}  {VERBS[verb]}" for verb in VERBS))

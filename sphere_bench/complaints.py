@@ -1,0 +1,120 @@
+"""One line for everything that goes wrong, naming the thing and, where possible, the mend."""
+
+import difflib
+import os
+import re
+import sys
+import traceback
+from typing import Any
+
+from sphere_bench.errors import SphereBenchError
+
+DEBUG = "SPHERE_BENCH_DEBUG"
+INTERNAL_ERROR, USER_ERROR = 1, 2
+
+
+def complain(error: Exception, where: str = "") -> int:
+    """Print one line about ``error`` and return the exit code that goes with it.
+
+    Args:
+        where: put before the line, such as a sweep's job.
+    """
+    if os.environ.get(DEBUG) == "1":
+        traceback.print_exception(type(error), error, error.__traceback__)
+    line, code = explain(error), USER_ERROR
+    if line is None:
+        line = f"{type(error).__name__}: {error} (set {DEBUG}=1 for the traceback)"
+        code = INTERNAL_ERROR
+    print(f"sphere-bench: error: {where}{' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+def explain(error: BaseException) -> str | None:
+    """What the user did wrong, or ``None`` where it is the program that failed."""
+    if isinstance(error, SphereBenchError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    # Imported here: a mistake in the verb is told without Hydra.
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, OmegaConfBaseException):
+        return _explain_value(error)
+    if isinstance(error, HydraException):
+        return _explain_composition(error)
+    return None
+
+
+def _explain_value(error: Any) -> str | None:
+    """OmegaConf's: an unknown or missing key, a value of the wrong type, a broken reference."""
+    from omegaconf.errors import (
+        ConfigAttributeError,
+        ConfigKeyError,
+        InterpolationResolutionError,
+        MissingMandatoryValue,
+    )
+
+    # A resolver's own error comes wrapped, once for every level of interpolation.
+    if type(error) is InterpolationResolutionError and error.__context__ is not None:
+        return explain(error.__context__)
+    key = error.full_key
+    if not key:
+        return str(error)
+    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        return _no_key(key)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is missing: set it"
+    return f"{key}: {str(error).splitlines()[0]}"
+
+
+def _explain_composition(error: Any) -> str | None:
+    """Hydra's: an unknown option, key or file, or an override that cannot be read."""
+    from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
+
+    message = str(error)
+    if isinstance(error, InstantiationException):
+        if isinstance(error.__cause__, SphereBenchError):
+            return str(error.__cause__)
+        target = re.match(r"Error locating target '([^']*)'", message)
+        if target:
+            return f"_target_: {target[1]} cannot be found: {error.__cause__}"
+        # With a cause it is the target itself that failed.
+        return None if error.__cause__ else message
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        close = difflib.get_close_matches(option, error.options, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"no {group} '{option}': there are {', '.join(error.options)}{hint}"
+    if isinstance(error, OverrideParseException):
+        reason = re.sub(r"^Error parsing override .*|See https?://.*", "", message).split("\n")
+        return (
+            f"cannot read '{error.override}' ({next(filter(None, reason), 'no value')}): write "
+            "KEY=VALUE, with quotes within quotes around special characters: \"KEY='VALUE'\""
+        )
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*)'", message):
+        return f"{ambiguous[1]} has several values: add --multirun to run one after another"
+    if override := re.match(r"Could not override '([^']*)'", message):
+        return _no_key(override[1], error.__cause__)
+    return message
+
+
+def _no_key(key: str, cause: BaseException | None = None) -> str:
+    from sphere_bench.composition import groups, known_keys
+
+    known = [*known_keys(), *groups()]
+    if key in known:
+        return f"{key}: {str(cause).splitlines()[0]}" if cause else f"{key}: cannot be set so"
+    node, _, name = key.rpartition(".")
+    siblings = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == node}
+    close = [
+        # A key misspelt at its end, one whose node is misspelt, one whose node was left out.
+        *(siblings[match] for match in difflib.get_close_matches(name, siblings, n=1)),
+        *([] if siblings else difflib.get_close_matches(key, known, n=1, cutoff=0.85)),
+        *sorted((each for each in known if each.rpartition(".")[2] == name), key=len),
+    ]
+    if close:
+        return f"no key '{key}': did you mean '{close[0]}'?"
+    if node and siblings:
+        return f"no key '{key}': there are {', '.join(siblings.values())}"
+    return f"no key '{key}': see `sphere-bench run --help`"

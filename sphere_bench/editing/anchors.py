@@ -1,0 +1,37 @@
+"""NAS: target values kept at the norm that they have on the unedited model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from sphere_bench.editing.editor import SolveValues
+
+
+class NormAnchor:
+    """Norm-Anchor Scaling (arXiv 2602.02543): every z is rescaled to one reference norm.
+
+    The reference is the mean norm of pilot values of the unedited model, the largest share of them
+    dropped. The pilots are the stream's first requests, all of them where it has fewer.
+
+    Args:
+        pilots: how many requests the reference norm comes from.
+        drop: share of the pilots, those of largest norm, that are left out of the mean.
+    """
+
+    def __init__(self, pilots: int = 1000, drop: float = 0.05) -> None:
+        self.pilots = pilots
+        self.drop = drop
+        self._norm: Tensor | None = None
+
+    def __call__(self, values: Tensor, solve: SolveValues) -> Tensor:
+        if self._norm is None:
+            norms = solve(self.pilots).norm(dim=1).sort().values
+            self._norm = norms[: len(norms) - int(self.drop * len(norms))].mean()
+        return values * (self._norm.to(values) / values.norm(dim=1, keepdim=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._norm is None else {"norm": self._norm}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._norm = state.get("norm")

@@ -1,0 +1,179 @@
+"""From a proposed update to the deployed weights, the same for every editor."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.transforms import EditedWeight, Sphere, Transform
+from sphere_bench.editing.values import ValueSettings
+from sphere_bench.editing.weights import EditedWeights
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.models.loading import LoadedModel
+
+Stage = Literal["values", "keys", "update", "transform"]
+
+
+@dataclass(frozen=True)
+class EditingSetup:
+    """What a run gives to whichever editor it has.
+
+    Attributes:
+        loaded: the model.
+        weights: the weights under edit.
+        values: numbers of the value solver.
+        contexts: templates with one ``{}``, the bare prompt first.
+        second_moments: gives each edited layer's C [d_in, d_in]; computed or read when called.
+        stream: all requests of the run, in their order.
+        sphere: the projection that ends the list of transforms, or ``None``.
+        apply: ``in_loop`` writes a layer's transformed update before the next layer is measured;
+            ``after`` transforms all layers' updates once the last is found.
+        tokens_per_batch: tokens in one forward.
+    """
+
+    loaded: LoadedModel
+    weights: EditedWeights
+    values: ValueSettings
+    contexts: Sequence[str]
+    second_moments: Callable[[], Mapping[int, Tensor]]
+    stream: Sequence[EditRequest]
+    sphere: Sphere | None
+    apply: Literal["in_loop", "after"]
+    tokens_per_batch: int
+
+
+@dataclass
+class LayerReport:
+    """What happened to one layer in a batch.
+
+    Attributes:
+        residual_norm: mean over requests of ||z - hidden state|| before this layer's write.
+        update_norm: ||dW|| as proposed.
+        applied_norm: norm of the change of the deployed weight.
+        rank: number r of principal directions that SPHERE suppressed, ``None`` without it.
+    """
+
+    residual_norm: float = float("nan")
+    update_norm: float = float("nan")
+    applied_norm: float = float("nan")
+    rank: int | None = None
+
+
+@dataclass
+class BatchReport:
+    """Per layer what happened, and how long each stage took, in seconds."""
+
+    layers: dict[int, LayerReport] = field(default_factory=dict)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"values": 0.0, "keys": 0.0, "update": 0.0, "transform": 0.0}
+    )
+
+    @contextmanager
+    def timed(self, stage: Stage, device: torch.device) -> Iterator[None]:
+        """Add the block's time to ``stage``, waiting for the device to finish it."""
+        start = perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds[stage] += perf_counter() - start
+
+
+class UpdatePipeline:
+    """Transforms of a proposed update, the write, and what a batch leaves deployed.
+
+    Args:
+        setup: the run's weights, and SPHERE, which comes behind all other transforms.
+        transforms: maps of the proposed update, in order.
+        conditioner: maps the whole change since the pretrained weight once a batch is done
+            (PRUNE): evaluation and deployment see its result.
+        continue_from: what the next batch starts from, the ``deployed`` weights or, as the
+            published code of PRUNE does, the ``unconditioned`` ones.
+    """
+
+    def __init__(
+        self,
+        setup: EditingSetup,
+        transforms: Sequence[Transform] = (),
+        conditioner: Transform | None = None,
+        continue_from: Literal["unconditioned", "deployed"] = "unconditioned",
+    ) -> None:
+        self.setup = setup
+        self.weights = setup.weights
+        self.transforms = [*transforms, *([setup.sphere] if setup.sphere else [])]
+        self.conditioner = conditioner
+        self.continue_from = continue_from
+        self._unconditioned: dict[int, Tensor] = {}
+
+    @contextmanager
+    def batch(self) -> Iterator[BatchReport]:
+        """The frame of a batch; an error inside leaves the weights deployed before it.
+
+        Yields:
+            The report, to be filled by the editor.
+        """
+        weights = self.weights
+        deployed = dict(weights.current)
+        report = BatchReport({layer: LayerReport() for layer in weights.layers})
+        try:
+            for layer, weight in self._unconditioned.items():
+                weights.write(layer, weight)
+            yield report
+            if self.conditioner is not None:
+                self._condition(self.conditioner, report)
+        except BaseException:
+            for layer, weight in deployed.items():
+                weights.write(layer, weight)
+            raise
+        for layer, done in report.layers.items():
+            done.applied_norm = (weights.current[layer] - deployed[layer]).norm().item()
+            if self.setup.sphere:
+                done.rank = self.setup.sphere.ranks.get(layer)
+
+    def write(self, layer: int, before: Tensor, update: Tensor, report: BatchReport) -> None:
+        """Put ``before`` plus the transformed update into the model."""
+        weight = EditedWeight(layer, self.weights.pretrained[layer], before)
+        with report.timed("transform", self.setup.loaded.device):
+            for transform in self.transforms:
+                update = transform(update, weight)
+        self.weights.write(layer, before + finite(update, layer))
+
+    def _condition(self, conditioner: Transform, report: BatchReport) -> None:
+        weights = self.weights
+        with report.timed("transform", self.setup.loaded.device):
+            for layer in weights.layers:
+                current = weights.current[layer]
+                if self.continue_from == "unconditioned":
+                    self._unconditioned[layer] = current
+                weight = EditedWeight(layer, weights.pretrained[layer], current)
+                change = conditioner(torch.zeros_like(current, dtype=torch.float64), weight)
+                weights.write(layer, current + finite(change, layer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights that the next batch starts from, where they are not the deployed ones."""
+        return {str(layer): weight for layer, weight in self._unconditioned.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self._unconditioned = {
+            int(layer): weight.to(self.weights.current[int(layer)].device)
+            for layer, weight in state.items()
+        }
+
+
+def finite(update: Tensor, layer: int) -> Tensor:
+    """The update itself.
+
+    Raises:
+        SphereBenchError: an entry of it is not finite.
+    """
+    if not torch.isfinite(update).all():
+        raise SphereBenchError(
+            f"the update of layer {layer} is not finite and was not written: lower "
+            "model.values.learning_rate or raise model.second_moment_weight"
+        )
+    return update

@@ -1,0 +1,104 @@
+"""ROME: one fact after another, a rank-one update of one layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.keys import context_keys, projection_output_norms
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
+from sphere_bench.editing.solvers import factor_second_moment
+from sphere_bench.editing.values import solve_target_values
+from sphere_bench.errors import SphereBenchError
+
+
+class Rome:
+    """ROME (arXiv 2202.05262): dW = (v* - W k) (C^-1 k')^T / ((C^-1 k')^T k).
+
+    v* - W k is the value solver's delta at the edited layer, where the norm of the MLP's own
+    output stands for the hidden state's in the clamp and the weight decay; k is the key in the
+    bare prompt and k' its mean over all contexts, as in the published code.
+
+    Args:
+        setup: the run's model, weights and settings; one layer is edited.
+        whiten: use C; without it C = I, as published for Llama-3 and Qwen2.5.
+        clamp_norm_factor: ROME's own, over the model's.
+
+    Raises:
+        SphereBenchError: several layers are to be edited, or C is singular.
+    """
+
+    def __init__(
+        self, setup: EditingSetup, whiten: bool = True, clamp_norm_factor: float | None = None
+    ) -> None:
+        if len(setup.weights.layers) != 1:
+            raise SphereBenchError(
+                f"editor.layers={setup.weights.layers}: ROME edits one layer: name one"
+            )
+        (self.layer,) = setup.weights.layers
+        self.setup = setup
+        self.values = setup.values
+        if clamp_norm_factor is not None:
+            self.values = replace(setup.values, clamp_norm_factor=clamp_norm_factor)
+        self.pipeline = UpdatePipeline(setup)
+        self._factor: Tensor | None = None
+        if whiten:
+            moment = setup.second_moments()[self.layer].double()
+            self._factor = factor_second_moment(moment, self.layer)
+
+    def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
+        weights, device = self.setup.weights, self.setup.loaded.device
+        proposed: Tensor | float = 0.0
+        residual_norms = []
+        with self.pipeline.batch() as report:
+            for request in requests:
+                with report.timed("values", device):
+                    delta = self._delta(request)
+                with report.timed("keys", device):
+                    keys = context_keys(
+                        self.setup.loaded,
+                        [request],
+                        self.layer,
+                        self.setup.contexts,
+                        self.setup.tokens_per_batch,
+                    )[0]
+                with report.timed("update", device):
+                    update = finite(self._update(delta, keys), self.layer)
+                self.pipeline.write(self.layer, weights.current[self.layer], update, report)
+                proposed = proposed + update
+                residual_norms.append(delta.norm().item())
+            done = report.layers[self.layer]
+            done.residual_norm = sum(residual_norms) / len(residual_norms)
+            done.update_norm = float(torch.as_tensor(proposed).norm())
+        return report
+
+    def _delta(self, request: EditRequest) -> Tensor:
+        """v* - W k, [d_out]."""
+        setup = self.setup
+        solved = solve_target_values(
+            setup.loaded,
+            [request],
+            self.layer,
+            setup.contexts,
+            self.values,
+            setup.tokens_per_batch,
+            projection_output_norms(setup.loaded, [request], self.layer, setup.tokens_per_batch),
+        )
+        return solved.deltas[0]
+
+    def _update(self, delta: Tensor, keys: Tensor) -> Tensor:
+        """dW [d_out, d_in] from the keys in all contexts [contexts, d_in], the bare one first."""
+        keys = keys.double()
+        direction = keys.mean(dim=0)
+        if self._factor is not None:
+            direction = torch.cholesky_solve(direction[:, None], self._factor)[:, 0]
+        return torch.outer(delta.double(), direction) / (direction @ keys[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """ROME remembers nothing but the weights."""

@@ -1,0 +1,140 @@
+"""UltraEdit: one closed-form shift from hidden states and gradients, no value optimisation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
+from sphere_bench.models.batching import backing_off, pad_right, token_batches
+from sphere_bench.models.hooks import capture, probe_outputs, select_positions
+from sphere_bench.models.tokens import encode_continuation
+
+
+class UltraEdit:
+    """UltraEdit (arXiv 2505.14679): dW = V^T H (H^T H + I)^-1, V = -lr ||h'||^2 g'.
+
+    H [m, d_in] holds the projection's inputs h at the positions that predict the batch's m target
+    tokens, g the gradients of the loss at its outputs; h' and g' are both normalised by their mean
+    and standard deviation over the whole run so far, this batch included. The published code edits
+    several projections of some late layers; here it is the one that every editor edits.
+
+    Args:
+        setup: the run's model, weights and settings.
+        learning_rate: lr.
+    """
+
+    def __init__(self, setup: EditingSetup, learning_rate: float = 1e-6) -> None:
+        self.setup = setup
+        self.pipeline = UpdatePipeline(setup)
+        self.learning_rate = learning_rate
+        self._moments = {layer: RunningMoments() for layer in setup.weights.layers}
+
+    def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
+        weights, device = self.setup.weights, self.setup.loaded.device
+        before = dict(weights.current)
+        with self.pipeline.batch() as report:
+            with report.timed("keys", device):
+                features = backing_off(
+                    lambda tokens: self._features(requests, tokens), self.setup.tokens_per_batch
+                )
+            for layer in weights.layers:
+                with report.timed("update", device):
+                    update = finite(self._update(layer, *features[layer]), layer)
+                report.layers[layer].update_norm = update.norm().item()
+                self.pipeline.write(layer, before[layer], update, report)
+        return report
+
+    def _update(self, layer: int, hidden: Tensor, gradients: Tensor) -> Tensor:
+        """dW [d_out, d_in] from H [m, d_in] and the gradients [m, d_out]."""
+        both = torch.cat([hidden, gradients], dim=1)
+        self._moments[layer].update(both)
+        normalized = self._moments[layer].normalize(both)
+        width = hidden.shape[1]
+        strengths = normalized[:, :width].square().sum(dim=1, keepdim=True)
+        values = -self.learning_rate * strengths * normalized[:, width:]
+        # (H^T H + I)^-1 H^T = H^T (H H^T + I)^-1, the smaller of the two systems.
+        system = hidden @ hidden.T
+        system.diagonal().add_(1)
+        return torch.linalg.solve(system, values).T @ hidden
+
+    def _features(
+        self, requests: Sequence[EditRequest], tokens_per_batch: int
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Per layer h [m, d_in] and g [m, d_out] at the m positions that predict a target token."""
+        loaded = self.setup.loaded
+        texts = [
+            encode_continuation(loaded.tokenizer, request.prompt, request.target_new)
+            for request in requests
+        ]
+        projections = {
+            layer: loaded.layout.projection(layer) for layer in self.setup.weights.layers
+        }
+        found: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in projections}
+        for group in token_batches([len(text.ids) - 1 for text in texts], tokens_per_batch):
+            places = [
+                (row, column, texts[index].ids[column + 1])
+                for row, index in enumerate(group)
+                for column in range(
+                    len(texts[index].ids) - texts[index].target_length - 1,
+                    len(texts[index].ids) - 1,
+                )
+            ]
+            rows, columns, targets = torch.tensor(places, device=loaded.device).T
+            tokens = pad_right([texts[index].ids[:-1] for index in group]).to(loaded.device)
+            with (
+                capture(projections, "input") as inputs,
+                probe_outputs(projections) as probes,
+                select_positions(loaded.layout.head, rows, columns),
+            ):
+                output = loaded.model(input_ids=tokens, use_cache=False)
+            loss = functional.cross_entropy(output.logits[0].float(), targets)
+            layers = list(projections)
+            gradients = torch.autograd.grad(loss, [probes[layer] for layer in layers])
+            for layer, gradient in zip(layers, gradients, strict=True):
+                hidden = inputs[layer].detach()[rows, columns].double()
+                found[layer].append((hidden, gradient[rows, columns].double()))
+        return {
+            layer: (torch.cat([hidden for hidden, _ in parts]), torch.cat([g for _, g in parts]))
+            for layer, parts in found.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(layer): moments.state_dict() for layer, moments in self._moments.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for layer, moments in state.items():
+            self._moments[int(layer)].load_state_dict(moments)
+
+
+class RunningMoments:
+    """Mean and standard deviation of every column over all rows seen, by Chan's update."""
+
+    def __init__(self) -> None:
+        self.count = torch.zeros((), dtype=torch.float64)
+        self.mean = torch.zeros((), dtype=torch.float64)
+        self.squares = torch.zeros((), dtype=torch.float64)
+
+    def update(self, rows: Tensor) -> None:
+        """Take note of ``rows`` [m, columns]."""
+        added, mean = len(rows), rows.mean(dim=0)
+        shift = mean - self.mean.to(mean)
+        total = self.count.item() + added
+        between = shift.square() * (self.count.item() * added / total)
+        self.squares = self.squares.to(mean) + (rows - mean).square().sum(dim=0) + between
+        self.mean = self.mean.to(mean) + shift * (added / total)
+        self.count = torch.tensor(total, dtype=torch.float64)
+
+    def normalize(self, rows: Tensor) -> Tensor:
+        """``rows`` less the mean, over the standard deviation."""
+        deviation = (self.squares / max(self.count.item() - 1, 1)).sqrt()
+        return (rows - self.mean) / (deviation + torch.finfo(rows.dtype).eps)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"count": self.count, "mean": self.mean, "squares": self.squares}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]

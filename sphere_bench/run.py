@@ -1,0 +1,176 @@
+"""`sphere-bench run`: build the objects of a run and hand them to the runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from sphere_bench.composition import check_folder, identity, write_config
+from sphere_bench.entry import hydra_main
+from sphere_bench.schema import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sphere_bench.data.records import EditDataset
+    from sphere_bench.editing.pipeline import EditingSetup
+    from sphere_bench.models.loading import LoadedModel
+
+SPHERE = ("alpha", "eta", "basis", "normalize_rows", "rank_rule")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb: one run, or with --multirun one after another."""
+    return hydra_main(build_and_run, "run", arguments)
+
+
+def build_and_run(config: Config) -> None:
+    """Edit the model of a validated configuration, batch by batch, into its run's folder.
+
+    What needs no model comes first, so that its mistakes are told before anything slow.
+    """
+    dataset = build_dataset(config)
+    check_folder(config)
+
+    from sphere_bench.recording import read_progress
+    from sphere_bench.summary import summarize_run
+
+    progress = read_progress(config.run.folder)
+    if progress is None or progress.state != "done":
+        _edit(config, dataset)
+    print(summarize_run(config.run.folder, dataset.headline))
+
+
+def _edit(config: Config, dataset: EditDataset) -> None:
+    """Make the run or what is left of it; its folder stays empty until everything is loaded."""
+    from hydra.utils import instantiate
+
+    from sphere_bench import provenance
+    from sphere_bench.checkpoints import Checkpoints
+    from sphere_bench.evaluation.protocol import Evaluator
+    from sphere_bench.models.fingerprint import model_fingerprint
+    from sphere_bench.recording import Recorder
+    from sphere_bench.runner import RunSettings, SequentialRun
+
+    folder = config.run.folder
+    loaded = build_model(config)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    latest = checkpoints.latest()
+    setup = build_setup(config, loaded, dataset, latest.contexts if latest else None)
+    editor = instantiate(config.editor.method)(setup)
+    evaluator = Evaluator(loaded, dataset, seed=config.seed, **asdict(config.evaluation))
+    decisive = identity(asdict(config))
+    facts = provenance.collect(
+        config=decisive,
+        device=str(loaded.device),
+        model_fingerprint=model_fingerprint(loaded),
+        dataset_fingerprint=dataset.fingerprint,
+    )
+    write_config(config)
+    provenance.record(folder, facts)
+    SequentialRun(
+        dataset=dataset,
+        weights=setup.weights,
+        editor=editor,
+        evaluator=evaluator,
+        recorder=Recorder(folder),
+        checkpoints=checkpoints,
+        contexts=setup.contexts,
+        settings=RunSettings(
+            batch_size=config.edits.batch_size,
+            checkpoint_every=config.checkpoint.every,
+            energy_exponent=config.energy.exponent,
+            energy_eps=config.energy.eps,
+            # A file that changed under its name is another dataset.
+            config_hash=provenance.config_hash({**decisive, "records": dataset.fingerprint}),
+        ),
+    ).run()
+
+
+def build_setup(
+    config: Config,
+    loaded: LoadedModel,
+    dataset: EditDataset,
+    contexts: Sequence[str] | None = None,
+) -> EditingSetup:
+    """What the run gives to its editor.
+
+    Args:
+        contexts: those of a run that is resumed; otherwise the configuration's, or generated.
+    """
+    from sphere_bench.editing.contexts import fixed_contexts, generated_contexts
+    from sphere_bench.editing.pipeline import EditingSetup
+    from sphere_bench.editing.transforms import Sphere
+    from sphere_bench.editing.values import ValueSettings
+    from sphere_bench.editing.weights import EditedWeights
+
+    if contexts is None:
+        contexts = (
+            generated_contexts(loaded, config.seed, config.values.context_tokens)
+            if config.values.contexts is None
+            else fixed_contexts(config.values.contexts)
+        )
+    sphere = asdict(config.sphere)
+    return EditingSetup(
+        loaded=loaded,
+        weights=EditedWeights(loaded.layout, config.editor.layers),
+        values=ValueSettings(**asdict(config.model.values)),
+        contexts=contexts,
+        second_moments=lambda: key_statistics(config, loaded),
+        stream=[record.request for record in dataset.records],
+        sphere=Sphere(**{key: sphere[key] for key in SPHERE}) if sphere["enabled"] else None,
+        apply=sphere["apply"],
+        tokens_per_batch=config.values.tokens_per_batch,
+    )
+
+
+def build_dataset(config: Config) -> EditDataset:
+    """The run's records."""
+    from hydra.utils import instantiate
+
+    dataset: EditDataset = instantiate(
+        asdict(config.dataset),
+        total=config.edits.total,
+        start=config.edits.start,
+        shuffle=config.edits.shuffle,
+        seed=config.seed,
+    )
+    return dataset
+
+
+def build_model(config: Config) -> LoadedModel:
+    """The unedited model on its device."""
+    from transformers.utils import logging
+
+    from sphere_bench.models.loading import load_model
+
+    # The console is the run's own: its progress, its warnings, its summary.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = config.model
+    return load_model(
+        model.path,
+        dtype=model.dtype,
+        device=config.device,
+        revision=model.revision,
+        layers_module=model.modules.layers,
+        projection=model.modules.projection,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def key_statistics(config: Config, loaded: LoadedModel) -> Mapping[int, Tensor]:
+    """Second moments of the edited layers' keys, from the cache or computed into it."""
+    from sphere_bench.editing.statistics import load_or_compute
+
+    statistics = config.statistics
+    return load_or_compute(
+        loaded,
+        config.editor.layers,
+        statistics.corpus,
+        statistics.tokens,
+        statistics.cache,
+        max_length=statistics.max_length,
+        tokens_per_batch=statistics.tokens_per_batch,
+    )

@@ -1,0 +1,22 @@
+"""`sphere-bench stats`: the key statistics of a configuration, ahead of its runs."""
+
+from collections.abc import Sequence
+
+from sphere_bench.entry import hydra_main
+from sphere_bench.run import build_model, key_statistics
+from sphere_bench.schema import Config
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb: one configuration, or with --multirun one after another."""
+    return hydra_main(precompute, "stats", arguments, has_folder=False)
+
+
+def precompute(config: Config) -> None:
+    """Put the second moments that the configuration's runs need into the cache."""
+    from sphere_bench.editing.statistics import default_cache_dir
+
+    moments = key_statistics(config, build_model(config))
+    for layer, moment in moments.items():
+        print(f"layer {layer}: second moment of {moment.shape[0]}-dimensional keys")
+    print(f"in {config.statistics.cache or default_cache_dir()}")
