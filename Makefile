@@ -1,0 +1,47 @@
+# `make run` and `make test` set up what they need in $(VENV) first; a second call goes straight on.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+REQUIREMENTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format types clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), ARGS='' (for run and test)"
+
+run: $(VENV)/.installed ## run the benchmark on the bundled tiny GPT-2, offline
+	HF_HUB_OFFLINE=1 $(BIN)/sphere-bench run $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the tests
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+lint: $(VENV)/.installed-dev ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev ## mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev ## check types
+	$(BIN)/mypy
+
+clean: ## remove the environment, builds and caches; results stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find sphere_bench scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
+	$(PIP_INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
+	$(PIP_INSTALL) -e '.[dev,gguf]'
+	touch $@ $(VENV)/.installed

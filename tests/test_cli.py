@@ -1,0 +1,185 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sphere_bench.run
+from sphere_bench import __version__, cli
+from sphere_bench.complaints import complain
+from sphere_bench.errors import SphereBenchError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def sphere_bench_in(tmp_path):
+    """Runs the command line in an empty folder, in a process of its own."""
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "sphere_bench", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return call
+
+
+def test_help_names_the_verbs(capsys):
+    assert cli.main(["--help"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"^  run +edit a model", output, re.MULTILINE)
+    assert re.search(r"^  stats +compute", output, re.MULTILINE)
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sphere-bench {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", ["run", "stats"])
+def test_a_verbs_help_shows_the_groups_and_the_keys(sphere_bench_in, verb):
+    result = sphere_bench_in(verb, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"usage: sphere-bench {verb}" in result.stdout
+    assert "sphere: off, paper, published-code" in result.stdout
+    assert "batch_size: 50" in result.stdout
+
+
+def test_the_configuration_is_shown_without_importing_torch(tmp_path):
+    code = (
+        "import sys; from sphere_bench.cli import main; code = main(sys.argv[1:]);"
+        "sys.exit(code or ('torch' in sys.modules or 'transformers' in sys.modules) * 3)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "run", "--cfg", "job", "edits.total=70"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "alpha: ${editor.sphere.alpha}" in result.stdout
+    assert "total: 70" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+WRONG = {
+    "no verb": ([], "a verb is missing: there are run, stats"),
+    "unknown verb": (["runn"], "no verb 'runn': there are run, stats"),
+    "unknown flag": (["run", "--multi"], "unrecognized arguments: --multi"),
+    "clashing flags": (["run", "-m", "--cfg", "job"], "--cfg.* not allowed with .*--multirun"),
+    "misspelt key": (["run", "sphere.alhpa=1"], "no key 'sphere.alhpa': did you mean 'sphere.alph"),
+    "misspelt node": (["run", "edit.total=1"], "no key 'edit.total': did you mean 'edits.total'"),
+    "missing node": (["run", "alpha=1"], "no key 'alpha': did you mean 'sphere.alpha'"),
+    "misspelt group": (["run", "editorr=memit"], "no key 'editorr': did you mean 'editor'"),
+    "new key": (["run", "+sphere.zeal=1"], "no key 'sphere.zeal': there are .*sphere.alpha"),
+    "unknown option": (
+        ["run", "editor=memitt"],
+        "no editor 'memitt': there are memit; did you mean memit",
+    ),
+    "bad syntax": (["run", "sphere.alpha"], "cannot read 'sphere.alpha' .*KEY=VALUE"),
+    "bad quoting": (["run", "model.path=~/model"], "cannot read 'model.path=~/model'.*quotes"),
+    "sweep without -m": (["run", "seed=0,1"], "seed=0,1 has several values: add --multirun"),
+    "missing interpolation": (["run", "seed=${sed}"], "seed: Interpolation key 'sed' not found"),
+    "deleted key": (["run", "~sphere.eta"], "sphere.eta is missing: set it"),
+    "wrong type": (["run", "edits.total=many"], "edits.total: Value 'many' .*Integer"),
+    "out of range": (["run", "sphere.alpha=1.5"], r"sphere.alpha=1.5: must be between 0 and 1"),
+    "batch too large": (["run", "edits.batch_size=999"], "edits.batch_size=999 is larger than"),
+    "unknown device": (["run", "device=fpu"], "device=fpu: must be one of auto, cpu, cuda"),
+    "missing data": (["run", "dataset.path=no.json"], "dataset.path=no.json: no such file"),
+    "missing folder": (["run", "--config-dir", "no"], "config directory .*no' not found"),
+    "escaping name": (["run", "run.name=../up"], r"run.name=../up: must be one folder's name"),
+    "statistics": (["stats", "model.layers=[]"], r"model.layers=\[\]: must be a rising list"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_input_is_told_in_one_line(sphere_bench_in, tmp_path, arguments, message):
+    result = sphere_bench_in(*arguments)
+    assert result.returncode == 2
+    assert re.fullmatch(f"sphere-bench: error: .*{message}.*\n", result.stderr)
+    assert result.stdout == ""
+    assert [path.name for path in tmp_path.rglob("*") if path.name != "results"] == []
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_a_run_folder_that_cannot_be_made_is_named(sphere_bench_in, tmp_path, sweep):
+    (tmp_path / "file").touch()
+    result = sphere_bench_in("run", *sweep, "run.root=file/results")
+    assert result.returncode == 2
+    assert re.fullmatch(
+        "sphere-bench: error: cannot make the folder file/results.* "
+        r"\(Not a directory\): choose another run.root\n",
+        result.stderr,
+    )
+
+
+def test_a_sweeps_failing_jobs_are_told_one_by_one_and_the_others_go_on(sphere_bench_in, tmp_path):
+    result = sphere_bench_in("run", "sphere.alpha=0.5,7", "-m", "dataset.path=a.json,b.json")
+    errors = [line for line in result.stderr.splitlines() if "error" in line]
+    assert result.returncode == 2
+    assert [re.findall(r"job \d", line) for line in errors] == [[f"job {n}"] for n in range(4)]
+    assert errors[1] == "sphere-bench: error: job 1: dataset.path=b.json: no such file"
+    assert errors[2].endswith("job 2: sphere.alpha=7.0: must be between 0 and 1")
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["multirun.yaml"]
+
+
+def test_options_of_the_users_own_are_found(sphere_bench_in, tmp_path):
+    (tmp_path / "mine" / "sphere").mkdir(parents=True)
+    (tmp_path / "mine" / "sphere" / "weak.yaml").write_text(
+        "defaults: [paper, _self_]\nname: weak\nalpha: 0.1\n"
+    )
+    result = sphere_bench_in("run", "--config-dir", "mine", "sphere=weak", "--cfg", "job")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "alpha: 0.1" in result.stdout
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    command = f"{sys.executable} -m sphere_bench run --help | head -1"
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.startswith("usage: sphere-bench run")
+    assert result.stderr == ""
+
+
+def test_stopping_says_how_to_go_on(monkeypatch, capsys):
+    def stopped(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sphere_bench.run, "main", stopped)
+    assert cli.main(["run"]) == 130
+    assert capsys.readouterr().err == (
+        "sphere-bench: stopped; run the same command again to go on\n"
+    )
+
+
+def test_an_error_of_the_program_is_one_line_that_says_how_to_see_more(monkeypatch, capsys):
+    def broken(arguments: list[str]) -> int:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(sphere_bench.run, "main", broken)
+    assert cli.main(["run"]) == 1
+    assert capsys.readouterr().err == (
+        "sphere-bench: error: ZeroDivisionError: division by zero "
+        "(set SPHERE_BENCH_DEBUG=1 for the traceback)\n"
+    )
+
+
+def test_debugging_shows_the_traceback_before_the_line(monkeypatch, capsys):
+    monkeypatch.setenv("SPHERE_BENCH_DEBUG", "1")
+    assert complain(SphereBenchError("mend it")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sphere_bench.errors.SphereBenchError: mend it")
+    assert error.endswith("sphere-bench: error: mend it\n")

@@ -1,0 +1,281 @@
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationError
+
+from sphere_bench.composition import (
+    check_folder,
+    config_folder,
+    groups,
+    known_keys,
+    register_resolvers,
+    run_name,
+    validate,
+    write_config,
+)
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.schema import Config
+
+OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]
+# METHODS: layers, steps, learning rate, weight decay, clamp, lambda.
+PUBLISHED = {
+    "gpt2-xl": ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 20000),
+    "gpt-j-6b": ([3, 4, 5, 6, 7, 8], 25, 0.5, 0.5, 0.75, 15000),
+    "llama3-8b": ([4, 5, 6, 7, 8], 25, 0.1, 0.5, 0.75, 15000),
+    "qwen2.5-7b": ([4, 5, 6, 7, 8], 25, 0.5, 1e-3, 4, 15000),
+    "phi-1.5": ([4, 5, 6, 7, 8], 25, 0.1, 0.5, 0.75, 15000),
+}
+
+
+@pytest.fixture(autouse=True)
+def hydra_configs() -> Iterator[None]:
+    register_resolvers()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+        yield
+
+
+def typed(*overrides: str) -> Config:
+    return validate(compose("run", list(overrides)))
+
+
+def targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from targets(child)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_makes_a_valid_configuration(option):
+    config = typed(option)
+    group, _, name = option.partition("=")
+    if hasattr(getattr(config, group, None), "name"):
+        assert getattr(config, group).name == name
+    assert config.run.name
+
+
+def test_every_target_in_the_configuration_exists():
+    found = {target for option in OPTIONS for target in targets(asdict(typed(option)))}
+    assert "sphere_bench.editing.solvers.LeastSquares" in found
+    for target in found:
+        assert callable(get_object(target))
+
+
+def test_the_defaults_are_those_that_scripts_rely_on():
+    config = typed()
+    assert (config.seed, config.device, config.model.dtype) == (0, "auto", "float32")
+    assert (config.edits.start, config.edits.shuffle) == (0, False)
+    assert config.values.contexts is None
+    assert config.statistics.corpus == "bundled"
+    assert (config.energy.exponent, config.energy.eps) == (1, 1e-6)
+    evaluation = config.evaluation
+    assert (evaluation.every, evaluation.seen, evaluation.first) == (1, 200, 100)
+    assert (config.run.root, config.checkpoint.every) == ("results", 10)
+    assert config.model.path == config.dataset.path == "bundled"
+
+
+def test_a_real_model_reads_wikipedia_and_a_real_dataset_is_downloaded():
+    config = typed("model=gpt2-xl", "dataset=counterfact")
+    assert config.statistics.corpus.startswith("wikimedia/wikipedia")
+    assert (config.dataset.path, config.dataset.format) == (None, "auto")
+    assert config.edits.batch_size == 100
+
+
+def test_sphere_is_the_papers_unless_the_published_codes_is_asked_for():
+    paper, published = typed().sphere, typed("sphere=published-code").sphere
+    assert (paper.enabled, paper.alpha, paper.eta) == (True, 0.8, 0.5)
+    assert (paper.basis, paper.normalize_rows) == ("pretrained", False)
+    assert (paper.rank_rule, paper.apply) == ("paper", "in_loop")
+    assert (published.enabled, published.alpha, published.eta) == (True, 0.8, 0.5)
+    assert (published.basis, published.normalize_rows) == ("current", True)
+    assert (published.rank_rule, published.apply) == ("published-code", "after")
+    assert not typed("sphere=off").sphere.enabled
+
+
+def test_alpha_follows_the_editor_unless_it_is_set():
+    assert typed("editor.sphere.alpha=0.5").sphere.alpha == 0.5
+    assert typed("editor.sphere.alpha=0.5", "sphere.alpha=0.3").sphere.alpha == 0.3
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_models_have_their_published_numbers(name):
+    model = typed(f"model={name}").model
+    values = model.values
+    assert PUBLISHED[name] == (
+        model.layers,
+        values.steps,
+        values.learning_rate,
+        values.weight_decay,
+        values.clamp_norm_factor,
+        model.second_moment_weight,
+    )
+    assert (values.kl_factor, values.loss_threshold) == (0.0625, 0.05)
+
+
+def test_an_experiment_is_the_papers_setting():
+    config = typed("experiment=paper-llama3-zsre")
+    assert (config.model.name, config.dataset.name) == ("llama3-8b", "zsre")
+    assert (config.edits.total, config.edits.batch_size) == (15000, 100)
+    assert typed("experiment=paper-llama3-zsre", "model=gpt2-xl").model.name == "gpt2-xl"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sphere.alpha=1.5", r"sphere\.alpha=1\.5: must be between 0 and 1"),
+        ("sphere.alpha=-0.1", r"sphere\.alpha=-0\.1: must be between 0 and 1"),
+        ("sphere.alpha=nan", r"sphere\.alpha=nan"),
+        ("sphere.eta=0", r"sphere\.eta=0\.0: must be a number greater than 0"),
+        ("sphere.eta=1.01", r"sphere\.eta=1\.01: must be between 0 and 1"),
+        ("sphere.basis=old", r"sphere\.basis=old: must be one of pretrained, current"),
+        ("sphere.rank_rule=mine", r"sphere\.rank_rule=mine: .*published-code"),
+        ("sphere.apply=never", r"sphere\.apply=never: must be one of in_loop, after"),
+        ("editor.sphere.alpha=2", r"editor\.sphere\.alpha=2\.0"),
+        ("edits.batch_size=0", r"edits\.batch_size=0: must be a number of at least 1"),
+        ("edits.batch_size=1000", r"edits\.batch_size=1000 is larger than edits\.total=200"),
+        ("edits.total=0", r"edits\.total=0"),
+        ("edits.start=-1", r"edits\.start=-1"),
+        ("seed=-1", r"seed=-1"),
+        ("device=gpu", r"device=gpu: must be one of auto, cpu, cuda"),
+        ("device='cuda:first'", r"device=cuda:first"),
+        ("model.dtype=int8", r"model\.dtype=int8: must be one of float32"),
+        ("model.layers=[]", r"model\.layers=\[\]"),
+        ("model.layers=[2,1]", r"model\.layers=\[2, 1\]: must be a rising list"),
+        ("model.layers=[-1,1]", r"model\.layers=\[-1, 1\]"),
+        ("model.values.learning_rate=inf", r"model\.values\.learning_rate=inf"),
+        ("model.values.steps=0", r"model\.values\.steps=0"),
+        ("model.second_moment_weight=0", r"model\.second_moment_weight=0"),
+        ("values.contexts=['a {}','b']", r"values\.contexts: 'b' must hold exactly one \{\}"),
+        ("values.contexts=['{} {}']", r"values\.contexts: '\{\} \{\}'"),
+        ("statistics.tokens=0", r"statistics\.tokens=0"),
+        ("energy.exponent=0", r"energy\.exponent=0"),
+        ("energy.eps=0", r"energy\.eps=0"),
+        ("evaluation.every=0", r"evaluation\.every=0"),
+        ("evaluation.seen=-1", r"evaluation\.seen=-1"),
+        ("evaluation.milestones=[-5]", r"evaluation\.milestones=-5"),
+        ("dataset.target=question", r"dataset\.target=question: must be one of answers, alt"),
+        ("dataset.on_invalid=ignore", r"dataset\.on_invalid=ignore: must be one of error, skip"),
+        ("checkpoint.every=0", r"checkpoint\.every=0"),
+        ("run.name=../elsewhere", r"run\.name=\.\./elsewhere: must be one folder's name"),
+        ("run.name='..'", r"run\.name=\.\."),
+        ("run.name=''", r"run\.name="),
+        ("model.name=a/b", r"model\.name=a/b"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_key_and_the_range(override, message):
+    with pytest.raises(SphereBenchError, match=f"^{message}"):
+        typed(override)
+
+
+@pytest.mark.parametrize("edge", ["sphere.alpha=0", "sphere.alpha=1", "sphere.eta=1"])
+def test_the_ends_of_a_range_belong_to_it(edge):
+    assert typed(edge).sphere.enabled
+
+
+def test_all_edits_of_a_dataset_are_allowed_in_batches_of_any_size():
+    assert typed("edits.total=null", "edits.batch_size=5000").edits.total is None
+
+
+@pytest.mark.parametrize("override", ["+sphere.alhpa=0.5", "+spheer=1", "+dataset.paht=x"])
+def test_an_unknown_key_is_refused(override):
+    key = override[1:].partition("=")[0].rpartition(".")[2]
+    with pytest.raises(ConfigKeyError, match=f"Key '{key}' not in"):
+        typed(override)
+
+
+def test_a_missing_key_and_a_wrong_type_are_refused():
+    with pytest.raises(MissingMandatoryValue, match="alpha"):
+        typed("~sphere.alpha")
+    with pytest.raises(ValidationError, match="'many'"):
+        typed("edits.total=many")
+
+
+def test_every_key_of_the_schema_is_known():
+    keys = set(known_keys())
+    assert {"seed", "sphere.alpha", "model.values.steps", "editor.sphere.alpha"} <= keys
+
+
+def test_equal_configurations_have_equal_names():
+    name = typed().run.name
+    assert name == typed().run.name
+    assert name == typed("model=tiny-gpt2", "edits.total=200", "sphere.eta=0.50").run.name
+    assert typed("energy.exponent=2").run.name == typed("energy.exponent=2.0").run.name
+
+
+@pytest.mark.parametrize("override", ["run.root=elsewhere", "device=cpu", "statistics.cache=here"])
+def test_where_a_run_happens_is_not_in_its_name(override):
+    assert typed(override).run.name == typed().run.name
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "sphere=off",
+        "sphere.alpha=0.7",
+        "edits.batch_size=20",
+        "edits.shuffle=true",
+        "dataset=tiny-zsre",
+        "dataset.path=facts.json",
+        "model.dtype=bfloat16",
+        "model.path=elsewhere",
+        "model.second_moment_weight=6",
+        "editor.method.solver.second_moment_weight=6",
+        "values.contexts=['{}']",
+        "statistics.tokens=100",
+        "evaluation.every=2",
+    ],
+)
+def test_whatever_changes_a_result_changes_the_name(override):
+    assert typed(override).run.name != typed().run.name
+
+
+def test_a_name_begins_with_the_choices_and_the_seed():
+    name = typed("sphere=off", "dataset=tiny-zsre", "seed=3").run.name
+    assert name is not None
+    assert name.startswith("memit-off-tiny-gpt2-tiny-zsre-seed3-")
+    assert len(name.rpartition("-")[2]) == 8
+
+
+def test_a_name_that_is_given_is_kept_and_the_folder_is_below_the_root():
+    config = typed("run.name=mine", "run.root=runs")
+    assert config.run.folder.as_posix() == "runs/mine"
+    assert run_name(config) == typed().run.name
+
+
+def test_hydra_writes_where_the_run_does():
+    composed = compose("run", ["run.root=runs", "seed=5"], return_hydra_config=True)
+    folder = validate(composed).run.folder
+    assert OmegaConf.select(composed, "hydra.run.dir") == folder.as_posix()
+    assert OmegaConf.select(composed, "hydra.sweep.dir") == "runs"
+    assert OmegaConf.select(composed, "hydra.sweep.subdir") == folder.name
+
+
+def test_a_folder_is_kept_to_one_configuration(tmp_path):
+    mine = [f"run.root={tmp_path}", "run.name=mine"]
+    check_folder(typed(*mine))
+    (tmp_path / "mine").mkdir()
+    write_config(typed(*mine))
+    written = OmegaConf.load(tmp_path / "mine" / "config.yaml")
+    assert validate(written) == typed(*mine)
+    check_folder(typed(*mine, "device=cpu"))
+    with pytest.raises(
+        SphereBenchError, match=r"with edits\.batch_size=50, not 20: choose another"
+    ):
+        check_folder(typed(*mine, "edits.batch_size=20"))
+
+
+def test_the_first_starts_configuration_is_kept(tmp_path):
+    mine = [f"run.root={tmp_path}", "run.name=mine"]
+    (tmp_path / "mine").mkdir()
+    write_config(typed(*mine, "device=cpu"))
+    write_config(typed(*mine))
+    assert OmegaConf.load(tmp_path / "mine" / "config.yaml").device == "cpu"
