@@ -1,0 +1,80 @@
+"""Every editor of the configuration runs three batches, with SPHERE and without."""
+
+import json
+from pathlib import Path
+
+import pandas
+import pytest
+
+from sphere_bench.cli import main
+from sphere_bench.composition import groups
+from tests.golden_numbers import GOLDEN, NAMES
+
+EDITORS = groups()["editor"]
+# The golden models are small: few steps, their own lambda, statistics from a handful of texts.
+OVERRIDES = (
+    "model.layers=[0,1,2]",
+    "model.rome.layer=1",
+    "model.fine_tuning.layer=3",
+    "model.values.steps=4",
+    "values.contexts=['Nobody knew why. {}']",
+    "edits.total=6",
+    "edits.batch_size=2",
+    "evaluation.seen=4",
+    "checkpoint.every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "facts.txt"
+    records = json.loads((GOLDEN / NAMES[0] / "published.json").read_text())["records"]
+    lines = [
+        f"{prompt} {record['requested_rewrite']['target_true']['str']}."
+        for record in records
+        for prompt in record["neighborhood_prompts"]
+    ]
+    file.write_text("\n".join(lines * 40))
+    return file
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("records") / "records.json"
+    published = json.loads((GOLDEN / NAMES[0] / "published.json").read_text())
+    file.write_text(json.dumps(published["records"]))
+    return file
+
+
+@pytest.mark.parametrize("sphere", ["off", "paper"])
+@pytest.mark.parametrize("model", NAMES)
+@pytest.mark.parametrize("editor", EDITORS)
+def test_three_batches(
+    editor: str, model: str, sphere: str, records: Path, corpus: Path, tmp_path: Path
+) -> None:
+    code = main(
+        [
+            "run",
+            f"editor={editor}",
+            f"sphere={sphere}",
+            f"model.path={GOLDEN / model}",
+            f"dataset.path={records}",
+            f"statistics.corpus={corpus}",
+            f"run.root={tmp_path}",
+            "run.name=run",
+            *OVERRIDES,
+        ]
+    )
+    assert code == 0
+    steps = pandas.read_parquet(tmp_path / "run" / "steps")
+    layers = pandas.read_parquet(tmp_path / "run" / "layers")
+    assert steps["step"].max() == 3 and steps["edits"].max() == 6
+    after = layers[layers["step"] > 0]
+    assert (after["update_norm"] > 0).all() and (after["applied_norm"] > 0).all()
+    assert (layers.loc[layers["step"] == 3, "drift"] > 0).all()
+    if sphere == "off":
+        assert after["rank"].isna().all()
+    else:
+        assert (after["rank"] > 0).all()
+        if editor != "prune":
+            assert (after["applied_norm"] < after["update_norm"]).all()
