@@ -77,4 +77,4 @@ def test_three_batches(
     else:
         assert (after["rank"] > 0).all()
         if editor != "prune":
-            assert (after["applied_norm"] < after["update_norm"]).all()
+        assert (after["applied_norm"] < after["update_norm"]).all()
