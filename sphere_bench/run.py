@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sphere_bench.composition import check_folder, identity, write_config
 from sphere_bench.entry import hydra_main
+from sphere_bench.errors import SphereBenchError
 from sphere_bench.schema import Config
 
 if TYPE_CHECKING:
@@ -61,14 +62,13 @@ def _edit(config: Config, dataset: EditDataset) -> None:
     editor = instantiate(config.editor.method)(setup)
     evaluator = Evaluator(loaded, dataset, seed=config.seed, **asdict(config.evaluation))
     decisive = identity(asdict(config))
-    facts = provenance.collect(
-        config=decisive,
-        device=str(loaded.device),
-        model_fingerprint=model_fingerprint(loaded),
-        dataset_fingerprint=dataset.fingerprint,
-    )
+    fingerprints = {
+        "model_fingerprint": model_fingerprint(loaded),
+        "dataset_fingerprint": dataset.fingerprint,
+    }
+    facts = provenance.collect(config=decisive, device=str(loaded.device), **fingerprints)
     write_config(config)
-    provenance.record(folder, facts)
+    provenance.record(folder, {**facts, "contexts": list(setup.contexts)})
     SequentialRun(
         dataset=dataset,
         weights=setup.weights,
@@ -82,8 +82,8 @@ def _edit(config: Config, dataset: EditDataset) -> None:
             checkpoint_every=config.checkpoint.every,
             energy_exponent=config.energy.exponent,
             energy_eps=config.energy.eps,
-            # A file that changed under its name is another dataset.
-            config_hash=provenance.config_hash({**decisive, "records": dataset.fingerprint}),
+            # Files that changed under their names are another model, another dataset.
+            config_hash=provenance.config_hash({**decisive, **fingerprints}),
         ),
     ).run()
 
@@ -126,7 +126,11 @@ def build_setup(
 
 
 def build_dataset(config: Config) -> EditDataset:
-    """The run's records."""
+    """The run's records.
+
+    Raises:
+        SphereBenchError: they cannot be read, or are fewer than a batch.
+    """
     from hydra.utils import instantiate
 
     dataset: EditDataset = instantiate(
@@ -136,6 +140,11 @@ def build_dataset(config: Config) -> EditDataset:
         shuffle=config.edits.shuffle,
         seed=config.seed,
     )
+    if config.edits.batch_size > len(dataset.records):
+        raise SphereBenchError(
+            f"edits.batch_size={config.edits.batch_size} is larger than the dataset, which has "
+            f"{len(dataset.records)} records: lower it"
+        )
     return dataset
 
 

@@ -54,9 +54,6 @@ class SequentialRun:
         checkpoints: the run's checkpoints.
         contexts: the editor's context prefixes, kept with the checkpoints.
         settings: the stream's numbers.
-
-    Raises:
-        SphereBenchError: a batch is larger than the data.
     """
 
     def __init__(
@@ -72,11 +69,6 @@ class SequentialRun:
         settings: RunSettings,
     ) -> None:
         self.total = len(dataset.records)
-        if settings.batch_size > self.total:
-            raise SphereBenchError(
-                f"edits.batch_size={settings.batch_size} is larger than the {self.total} records "
-                "of the dataset: lower it"
-            )
         self.dataset = dataset
         self.weights = weights
         self.editor = editor

@@ -82,7 +82,7 @@ WRONG = {
     "new key": (["run", "+sphere.zeal=1"], "no key 'sphere.zeal': there are .*sphere.alpha"),
     "unknown option": (
         ["run", "editor=memitt"],
-        "no editor 'memitt': there are memit; did you mean memit",
+        "no editor 'memitt': there are .*memit, .*; did you mean memit",
     ),
     "bad syntax": (["run", "sphere.alpha"], "cannot read 'sphere.alpha' .*KEY=VALUE"),
     "bad quoting": (["run", "model.path=~/model"], "cannot read 'model.path=~/model'.*quotes"),

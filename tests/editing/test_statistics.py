@@ -216,3 +216,15 @@ def test_a_models_fingerprint_is_its_content(llama):
     assert model_fingerprint(again) != model_fingerprint(llama)
     other = load_model(str(GOLDEN / "tiny-gpt2"), device="cpu")
     assert model_fingerprint(other) != model_fingerprint(llama)
+
+
+def test_a_self_written_corpus_is_cached_like_any_other(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("sphere_bench.models.sampling._TOKENS_A_TEXT", 8)
+    moments = load_or_compute(llama, [0], "generated", 100, tmp_path)
+
+    def never(*arguments):
+        raise AssertionError("the moments are in the cache")
+
+    monkeypatch.setattr("sphere_bench.editing.statistics.self_written_texts", never)
+    again = load_or_compute(llama, [0], "generated", 100, tmp_path)
+    assert torch.equal(again[0], moments[0])

@@ -1,0 +1,165 @@
+"""The main job on the bundled tiny GPT-2, end to end."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas
+import pytest
+from pandas.testing import assert_frame_equal
+
+from sphere_bench.checkpoints import Checkpoints
+from sphere_bench.cli import main
+from sphere_bench.editing.editor import LocateThenEdit
+from sphere_bench.recording import SCHEMAS, Table
+
+QUICK = ("model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "evaluation.seen=5")
+THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=1")
+
+
+def run(root: Path, *overrides: str) -> int:
+    return main(["run", f"run.root={root}", *overrides])
+
+
+def table(folder: Path, name: Table) -> pandas.DataFrame:
+    return pandas.read_parquet(folder / name)
+
+
+def without_times(frame: pandas.DataFrame) -> pandas.DataFrame:
+    changing = [name for name in frame if name.startswith("seconds_") or name.startswith("peak_")]
+    return frame.drop(columns=changing)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    assert run(root, *THREE_STEPS, "run.name=three") == 0
+    return root / "three"
+
+
+@pytest.mark.parametrize("name", list(SCHEMAS))
+def test_tables_have_the_columns_of_the_design(folder: Path, name: Table) -> None:
+    assert list(table(folder, name).columns) == SCHEMAS[name].names
+
+
+def test_three_steps_are_recorded(folder: Path) -> None:
+    steps = table(folder, "steps")
+    assert sorted(set(zip(steps["step"], steps["edits"], strict=True))) == [
+        (0, 0),
+        (1, 4),
+        (2, 8),
+        (3, 9),
+    ]
+    last = steps[steps["step"] == 3].set_index("scope")["records"]
+    assert last.to_dict() == {"batch": 1, "seen": 5, "first": 4}
+    unedited = steps[steps["step"] == 0]
+    assert (unedited["he_ratio"] == 1).all()
+    # What the model was not taught it does not say.
+    assert (unedited["efficacy_accuracy"] < 20).all()
+    layers = table(folder, "layers")
+    assert layers.groupby("step")["layer"].apply(list).to_list() == [[0, 1, 2]] * 4
+    assert (layers.loc[layers["step"] > 0, "rank"] > 0).all()
+    cases = table(folder, "cases")
+    assert set(cases["kind"]) == {"rewrite", "paraphrase", "neighbourhood"}
+    progress = json.loads((folder / "progress.json").read_text())
+    assert (progress["state"], progress["step"], progress["edits"]) == ("done", 3, 9)
+    assert Checkpoints(folder / "checkpoints").steps() == [2, 3]
+    assert (folder / "config.yaml").is_file() and (folder / "provenance.json").is_file()
+
+
+def test_the_same_command_again_prints_the_summary_and_changes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in folder.glob("steps/*")}
+    assert run(folder.parent, *THREE_STEPS, "run.name=three") == 0
+    assert "step 0 is the unedited model" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in folder.glob("steps/*")} == before
+
+
+@pytest.mark.parametrize("stopped_in", [1, 2, 3])
+def test_an_interrupted_run_resumes_bit_for_bit(
+    folder: Path, tmp_path: Path, stopped_in: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit = LocateThenEdit.edit
+    calls = []
+
+    def stopping(self: LocateThenEdit, requests: Sequence[object]) -> object:
+        calls.append(len(requests))
+        if len(calls) == stopped_in:
+            raise KeyboardInterrupt
+        return edit(self, requests)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocateThenEdit, "edit", stopping)
+        assert run(tmp_path, *THREE_STEPS, "run.name=three") == 130
+    progress = json.loads((tmp_path / "three" / "progress.json").read_text())
+    assert (progress["state"], progress["step"]) == ("interrupted", stopped_in - 1)
+    assert run(tmp_path, *THREE_STEPS, "run.name=three") == 0
+    for name in SCHEMAS:
+        assert_frame_equal(
+            without_times(table(tmp_path / "three", name)), without_times(table(folder, name))
+        )
+
+
+def test_a_run_of_another_configuration_is_not_resumed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, *THREE_STEPS, "run.name=one", "edits.total=4") == 0
+    progress = tmp_path / "one" / "progress.json"
+    progress.write_text(progress.read_text().replace('"done"', '"running"'))
+    assert run(tmp_path, *THREE_STEPS, "run.name=one") == 2
+    assert "another configuration" in capsys.readouterr().err
+
+
+def test_a_two_by_two_sweep_makes_four_runs_that_leak_nothing(tmp_path: Path) -> None:
+    sweep = ("edits.total=4", "edits.batch_size=2", *QUICK)
+    assert run(tmp_path, "-m", "sphere=off,paper", "seed=0,1", *sweep) == 0
+    folders = sorted(path for path in tmp_path.iterdir() if path.is_dir())
+    assert len(folders) == 4
+    alone = tmp_path / "alone"
+    assert run(alone, "sphere=paper", "seed=1", *sweep) == 0
+    (single,) = alone.iterdir()
+    in_sweep = tmp_path / single.name
+    for name in SCHEMAS:
+        assert_frame_equal(without_times(table(in_sweep, name)), without_times(table(single, name)))
+
+
+def test_alpha_zero_is_sphere_off(tmp_path: Path) -> None:
+    few = ("edits.total=4", "edits.batch_size=2", *QUICK)
+    assert run(tmp_path, *few, "sphere.alpha=0", "run.name=zero") == 0
+    assert run(tmp_path, *few, "sphere=off", "run.name=off") == 0
+    columns = ["step", "layer", "drift", "he", "update_norm"]
+    assert_frame_equal(
+        table(tmp_path / "zero", "layers")[columns], table(tmp_path / "off", "layers")[columns]
+    )
+
+
+def test_zsre_headline_is_token_accuracy(tmp_path: Path) -> None:
+    few = ("edits.total=4", "edits.batch_size=2", *QUICK)
+    assert run(tmp_path, "dataset=tiny-zsre", *few, "run.name=zsre") == 0
+    steps = table(tmp_path / "zsre", "steps")
+    assert steps["efficacy_success"].isna().all()
+    assert (steps["efficacy"] == steps["efficacy_accuracy"]).all()
+
+
+def test_one_edit_at_a_time_and_the_latest_of_two_facts_wins(tmp_path: Path) -> None:
+    records = [
+        {"prompt": "Someone lives in", "subject": "Someone", "target_new": target, "case_id": case}
+        for case, target in enumerate(["Paris", "London"])
+    ]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps([{**record, "ground_truth": "Rome"} for record in records]))
+    assert (
+        run(
+            tmp_path,
+            "run.name=twice",
+            f"dataset.path={file}",
+            "dataset.format=easyedit",
+            "edits.total=2",
+            "edits.batch_size=1",
+        )
+        == 0
+    )
+    cases = table(tmp_path / "twice", "cases")
+    last = cases[(cases["step"] == 2) & (cases["scope"] == "seen")].set_index("case_id")
+    assert last.loc["1", "nll_new"] < last.loc["0", "nll_new"]
