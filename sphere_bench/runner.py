@@ -115,8 +115,8 @@ class SequentialRun:
             return -1
         if checkpoint.config_hash != self.settings.config_hash:
             raise SphereBenchError(
-                f"{self.recorder.folder} holds a run of another configuration: choose another "
-                "run.name or remove that folder"
+                f"{self.recorder.folder} holds a run of another configuration, model or dataset: "
+                "choose another run.name or remove that folder"
             )
         for layer, weight in checkpoint.weights.items():
             self.weights.write(layer, weight.to(self.weights.current[layer].device))

@@ -104,11 +104,30 @@ def test_an_interrupted_run_resumes_bit_for_bit(
 def test_a_run_of_another_configuration_is_not_resumed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path, *THREE_STEPS, "run.name=one", "edits.total=4") == 0
-    progress = tmp_path / "one" / "progress.json"
-    progress.write_text(progress.read_text().replace('"done"', '"running"'))
-    assert run(tmp_path, *THREE_STEPS, "run.name=one") == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert run(tmp_path, *QUICK, "edits.total=2", "edits.batch_size=2", "run.name=one") == 0
+    assert run(tmp_path, *QUICK, "edits.total=4", "edits.batch_size=2", "run.name=one") == 2
+    assert "holds a run with edits.total=2, not 4" in capsys.readouterr().err
+
+
+def test_a_run_of_other_records_is_not_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.json"
+    command = (
+        *QUICK,
+        f"dataset.path={file}",
+        "edits.total=1",
+        "edits.batch_size=1",
+        "run.name=one",
+    )
+    for target, code in (("Paris", 0), ("London", 2)):
+        record = {"prompt": "Someone lives in", "subject": "Someone", "target_new": target}
+        file.write_text(json.dumps([{**record, "ground_truth": "Rome"}]))
+        command_again = (*command, "dataset.format=easyedit")
+        assert run(tmp_path, *command_again) == code
+        progress = tmp_path / "one" / "progress.json"
+        progress.write_text(progress.read_text().replace('"done"', '"running"'))
+    assert "another configuration, model or dataset" in capsys.readouterr().err
 
 
 def test_a_two_by_two_sweep_makes_four_runs_that_leak_nothing(tmp_path: Path) -> None:
