@@ -110,6 +110,11 @@ class Checkpoints:
                 logger.warning("passing over a damaged checkpoint: %s", error)
         return None
 
+    def latest_contexts(self) -> Sequence[str] | None:
+        """The contexts of :meth:`latest`, without holding on to its tensors."""
+        checkpoint = self.latest()
+        return checkpoint.contexts if checkpoint else None
+
     def load(self, step: int) -> Checkpoint:
         """The checkpoint after ``step``.
 

@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for an error of the program, 2 for one of the user, 130 when stopped.
     """
+    # Threads that spin while they wait make every process crawl once cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _dispatch(arguments)

@@ -67,9 +67,7 @@ def _run_jobs(task: Callable[[Config], None]) -> int:
         except Exception as error:
             where = f"job {settings.job.num}: " if settings.mode == RunMode.MULTIRUN else ""
             failures.append(complain(error, where))
-            # Goes through where nothing was written: no trace of a run that never began.
-            with suppress(OSError):
-                Path(settings.runtime.output_dir).rmdir()
+            _remove_if_never_begun(Path(settings.runtime.output_dir))
         finally:
             # A sweep's next model needs the memory of this one, which cycles may still hold.
             gc.collect()
@@ -93,6 +91,14 @@ def _run_jobs(task: Callable[[Config], None]) -> int:
     except SystemExit as done:  # how Hydra ends after --help
         return int(done.code or 0)
     return failures[0] if failures else 0
+
+
+def _remove_if_never_begun(folder: Path) -> None:
+    """Leave no trace of a run that wrote nothing but its log."""
+    with suppress(OSError):
+        if {file.name for file in folder.iterdir()} <= {"run.log"}:
+            (folder / "run.log").unlink(missing_ok=True)
+            folder.rmdir()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -159,6 +159,8 @@ class Recorder:
 
         With -1 nothing is left.
         """
+        if step < 0:
+            self._progress_file.unlink(missing_ok=True)
         for table in reversed(_WRITE_ORDER):
             for part in (self.folder / table).glob("part-*.parquet"):
                 if int(part.stem.removeprefix("part-")) > step:

@@ -57,9 +57,13 @@ def _edit(config: Config, dataset: EditDataset) -> None:
     folder = config.run.folder
     loaded = build_model(config)
     checkpoints = Checkpoints(folder / "checkpoints")
-    latest = checkpoints.latest()
-    setup = build_setup(config, loaded, dataset, latest.contexts if latest else None)
-    editor = instantiate(config.editor.method)(setup)
+    # The runner reads the checkpoint itself; here it would stay in memory for the whole run.
+    contexts = checkpoints.latest_contexts()
+    setup = build_setup(config, loaded, dataset, contexts)
+    try:
+        editor = instantiate(config.editor.method)(setup)
+    except TypeError as error:
+        raise SphereBenchError(f"editor.method does not fit its class: {error}") from error
     evaluator = Evaluator(loaded, dataset, seed=config.seed, **asdict(config.evaluation))
     decisive = identity(asdict(config))
     fingerprints = {

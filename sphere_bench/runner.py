@@ -87,6 +87,8 @@ class SequentialRun:
             KeyboardInterrupt: the run was stopped; what is recorded stays, and the same run made
                 again goes on from its latest checkpoint.
         """
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         step = self._resume()
         done = self._edits(step)
         with tqdm(
@@ -101,6 +103,7 @@ class SequentialRun:
                     report = self.editor.edit(self._requests(step))
                     self._finish_step(step, report, progress)
                     progress.update(self._edits(step) - progress.n)
+                self.recorder.write_progress(self._progress(step, "done"))
             except KeyboardInterrupt:
                 recorded = self.recorder.progress()
                 if recorded is not None:
@@ -111,6 +114,8 @@ class SequentialRun:
         """Take up the latest checkpoint: its step, or -1 where the run has to start anew."""
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
+            if self.recorder.progress() is not None:
+                logger.info("no checkpoint yet: starting anew")
             self.recorder.rewind(-1)
             return -1
         if checkpoint.config_hash != self.settings.config_hash:
@@ -122,6 +127,7 @@ class SequentialRun:
             self.weights.write(layer, weight.to(self.weights.current[layer].device))
         self.editor.load_state_dict(checkpoint.editor)
         self.recorder.rewind(checkpoint.step)
+        self.recorder.write_progress(self._progress(checkpoint.step, "running"))
         if checkpoint.step < self.last_step:
             logger.info("going on after step %d of %d", checkpoint.step, self.last_step)
         return checkpoint.step
@@ -153,13 +159,12 @@ class SequentialRun:
             **{f"seconds_{stage}": value for stage, value in seconds.items()},
             "peak_memory_bytes": peak_memory_bytes(self.weights),
         }
-        state: State = "done" if step == self.last_step else "running"
         self.recorder.commit_step(
             step,
             steps=[{**row, **shared} for row in evaluation.steps_rows],
             layers=layers,
             cases=evaluation.cases_rows,
-            progress=self._progress(step, state),
+            progress=self._progress(step, "running"),
         )
         if step and (step % self.settings.checkpoint_every == 0 or step == self.last_step):
             self.checkpoints.save(

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from sphere_bench.errors import SphereBenchError
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_TYPES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -111,10 +111,12 @@ class EditorSphereConfig:
     """What SPHERE's paper and its published code use with this editor."""
 
     alpha: float
+    apply: str
     published_apply: str
 
     def __post_init__(self) -> None:
         _between("editor.sphere.alpha", self.alpha, 0, 1)
+        _choice("editor.sphere.apply", self.apply, ("in_loop", "after"))
         _choice("editor.sphere.published_apply", self.published_apply, ("in_loop", "after"))
 
 
@@ -262,7 +264,7 @@ class RunFolderConfig:
     @property
     def folder(self) -> Path:
         """``root/name`` of a validated configuration."""
-        return Path(self.root) / cast(str, self.name)
+        return Path(self.root).expanduser() / cast(str, self.name)
 
 
 @dataclass

@@ -100,6 +100,22 @@ def test_sphere_is_the_papers_unless_the_published_codes_is_asked_for():
     assert not typed("sphere=off").sphere.enabled
 
 
+@pytest.mark.parametrize(
+    "editor, off, paper, published",
+    [
+        ("memit", "after", "in_loop", "after"),
+        ("rect", "after", "after", "after"),
+        ("alphaedit", "in_loop", "in_loop", "in_loop"),
+    ],
+)
+def test_where_transforms_apply_follows_the_editor(editor, off, paper, published):
+    found = [
+        typed(f"editor={editor}", f"sphere={sphere}").sphere.apply
+        for sphere in ("off", "paper", "published-code")
+    ]
+    assert found == [off, paper, published]
+
+
 def test_alpha_follows_the_editor_unless_it_is_set():
     assert typed("editor.sphere.alpha=0.5").sphere.alpha == 0.5
     assert typed("editor.sphere.alpha=0.5", "sphere.alpha=0.3").sphere.alpha == 0.3

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from sphere_bench.editing.editor import SolveValues
+from sphere_bench.errors import SphereBenchError
 
 
 class NormAnchor:
@@ -20,6 +21,10 @@ class NormAnchor:
     """
 
     def __init__(self, pilots: int = 1000, drop: float = 0.05) -> None:
+        if pilots < 1 or not 0 <= drop < 1:
+            raise SphereBenchError(
+                f"NormAnchor: pilots={pilots} must be at least 1 and drop={drop} within [0, 1)"
+            )
         self.pilots = pilots
         self.drop = drop
         self._norm: Tensor | None = None

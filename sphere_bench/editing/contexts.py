@@ -2,12 +2,12 @@
 
 import torch
 
+from sphere_bench.editing.prompts import BARE
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.sampling import sample_continuations
 from sphere_bench.models.tokens import encode
 
-BARE = "{}"
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
@@ -12,6 +13,9 @@ from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipel
 from sphere_bench.editing.solvers import UpdateSolver
 from sphere_bench.editing.transforms import Transform
 from sphere_bench.editing.values import TargetValues, solve_target_values
+from sphere_bench.geometry.energy import as_double
+
+_PILOTS_AT_A_TIME = 100
 
 
 class Editor(Protocol):
@@ -96,7 +100,7 @@ class LocateThenEdit:
                 if setup.apply == "in_loop":
                     self.pipeline.write(layer, before[layer], proposed[layer], report)
                 else:
-                    weights.write(layer, before[layer] + proposed[layer])
+                    weights.write(layer, as_double(before[layer]) + proposed[layer])
             if setup.apply == "after":
                 for layer in weights.layers:
                     self.pipeline.write(layer, before[layer], proposed[layer], report)
@@ -125,9 +129,16 @@ class LocateThenEdit:
         values = self._solve(requests).values
         if self.value_transform is None:
             return values
-        return self.value_transform(
-            values, lambda count: self._solve(self.setup.stream[:count]).values
-        )
+
+        def solve(count: int) -> Tensor:
+            pilots = self.setup.stream[:count]
+            parts = [
+                self._solve(pilots[start : start + _PILOTS_AT_A_TIME]).values
+                for start in range(0, len(pilots), _PILOTS_AT_A_TIME)
+            ]
+            return torch.cat(parts)
+
+        return self.value_transform(values, solve)
 
     def _solve(self, requests: Sequence[EditRequest]) -> TargetValues:
         setup = self.setup

@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
+from sphere_bench.errors import check_choice
+from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import pad_right
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.tokens import encode_continuation
@@ -48,6 +50,7 @@ class FineTuning:
         self.steps = steps
         self.learning_rate = learning_rate
         self.norm_constraint = norm_constraint
+        check_choice("loss", loss, ("teacher_forced", "last_position"))
         self.loss = loss
         self.chunk = chunk
         self.loss_threshold = loss_threshold
@@ -59,7 +62,7 @@ class FineTuning:
             with report.timed("update", device):
                 tuned = self._tune(requests, before)
             for layer in weights.layers:
-                update = finite(tuned[layer].double() - before[layer].double(), layer)
+                update = finite(as_double(tuned[layer]) - as_double(before[layer]), layer)
                 report.layers[layer].update_norm = update.norm().item()
                 self.pipeline.write(layer, before[layer], update, report)
         return report
@@ -105,11 +108,10 @@ class FineTuning:
         ]
         rows, columns, tokens, weights = [], [], [], []
         for row, text in enumerate(texts):
-            first = len(text.ids) - text.target_length
-            for index in range(first, len(text.ids)):
+            for column in text.predicting:
                 rows.append(row)
-                columns.append(index - 1 if self.loss == "teacher_forced" else first - 1)
-                tokens.append(text.ids[index])
+                columns.append(column if self.loss == "teacher_forced" else text.predicting[0])
+                tokens.append(text.ids[column + 1])
                 weights.append(1 / text.target_length)
         device = loaded.device
         with select_positions(
@@ -119,7 +121,7 @@ class FineTuning:
         ):
             output = functional_call(
                 loaded.model,
-                loaded.layout.parameters({layer: weight for layer, weight in tuned.items()}),
+                loaded.layout.parameters(tuned),
                 kwargs={
                     "input_ids": pad_right([text.ids[:-1] for text in texts]).to(device),
                     "use_cache": False,

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.contexts import BARE
-from sphere_bench.editing.prompts import PromptTokens, prompt_up_to_subject
-from sphere_bench.models.batching import pad_right, token_batches
+from sphere_bench.editing.prompts import BARE, PromptTokens, prompt_up_to_subject
+from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.hooks import capture
 from sphere_bench.models.loading import LoadedModel
 
@@ -47,7 +46,10 @@ def measure(
         tokens_per_batch: padded tokens in one forward.
     """
     bare = [prompt_up_to_subject(loaded.tokenizer, request) for request in requests]
-    keys, hidden = _last_token_states(loaded, bare, layer, value_layer, tokens_per_batch)
+    keys, hidden = backing_off(
+        lambda tokens: _last_token_states(loaded, bare, layer, value_layer, tokens),
+        tokens_per_batch,
+    )
     assert hidden is not None
     others = [context for context in contexts if context != BARE]
     if others:
@@ -69,7 +71,9 @@ def context_keys(
         for request in requests
         for context in contexts
     ]
-    keys, _ = _last_token_states(loaded, prompts, layer, None, tokens_per_batch)
+    keys, _ = backing_off(
+        lambda tokens: _last_token_states(loaded, prompts, layer, None, tokens), tokens_per_batch
+    )
     return keys.view(len(requests), len(contexts), -1)
 
 

@@ -13,7 +13,8 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.transforms import EditedWeight, Sphere, Transform
 from sphere_bench.editing.values import ValueSettings
 from sphere_bench.editing.weights import EditedWeights
-from sphere_bench.errors import SphereBenchError
+from sphere_bench.errors import SphereBenchError, check_choice
+from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.loading import LoadedModel
 
 Stage = Literal["values", "keys", "update", "transform"]
@@ -106,6 +107,7 @@ class UpdatePipeline:
         self.weights = setup.weights
         self.transforms = [*transforms, *([setup.sphere] if setup.sphere else [])]
         self.conditioner = conditioner
+        check_choice("continue_from", continue_from, ("unconditioned", "deployed"))
         self.continue_from = continue_from
         self._unconditioned: dict[int, Tensor] = {}
 
@@ -140,7 +142,7 @@ class UpdatePipeline:
         with report.timed("transform", self.setup.loaded.device):
             for transform in self.transforms:
                 update = transform(update, weight)
-        self.weights.write(layer, before + finite(update, layer))
+        self.weights.write(layer, as_double(before) + finite(update, layer))
 
     def _condition(self, conditioner: Transform, report: BatchReport) -> None:
         weights = self.weights
@@ -150,8 +152,8 @@ class UpdatePipeline:
                 if self.continue_from == "unconditioned":
                     self._unconditioned[layer] = current
                 weight = EditedWeight(layer, weights.pretrained[layer], current)
-                change = conditioner(torch.zeros_like(current, dtype=torch.float64), weight)
-                weights.write(layer, current + finite(change, layer))
+                change = conditioner(torch.zeros_like(as_double(current)), weight)
+                weights.write(layer, as_double(current) + finite(change, layer))
 
     def state_dict(self) -> dict[str, Any]:
         """The weights that the next batch starts from, where they are not the deployed ones."""

@@ -5,8 +5,10 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.contexts import BARE
 from sphere_bench.models.tokens import encode, encode_continuation, last_token_of
+
+#: The context that is the prompt alone, and the prompt's place in any other.
+BARE = "{}"
 
 
 class PromptTokens(NamedTuple):

@@ -13,6 +13,7 @@ from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipel
 from sphere_bench.editing.solvers import factor_second_moment
 from sphere_bench.editing.values import solve_target_values
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.geometry.energy import as_double
 
 
 class Rome:
@@ -46,8 +47,8 @@ class Rome:
         self.pipeline = UpdatePipeline(setup)
         self._factor: Tensor | None = None
         if whiten:
-            moment = setup.second_moments()[self.layer].double()
-            self._factor = factor_second_moment(moment, self.layer)
+            moment = setup.second_moments()[self.layer]
+            self._factor = factor_second_moment(as_double(moment), self.layer)
 
     def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
         weights, device = self.setup.weights, self.setup.loaded.device
@@ -91,11 +92,11 @@ class Rome:
 
     def _update(self, delta: Tensor, keys: Tensor) -> Tensor:
         """dW [d_out, d_in] from the keys in all contexts [contexts, d_in], the bare one first."""
-        keys = keys.double()
+        keys = as_double(keys)
         direction = keys.mean(dim=0)
         if self._factor is not None:
             direction = torch.cholesky_solve(direction[:, None], self._factor)[:, 0]
-        return torch.outer(delta.double(), direction) / (direction @ keys[0])
+        return torch.outer(as_double(delta), direction) / (direction @ keys[0])
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sphere_bench.errors import SphereBenchError
+from sphere_bench.errors import SphereBenchError, check_choice
+from sphere_bench.geometry.energy import as_double
 
 
 class UpdateSolver(ABC):
@@ -53,7 +54,7 @@ class LeastSquares(UpdateSolver):
     | MEMIT-seq (the same authors' code) | lambda C + Kp Kp^T | written | - |
     | EMMET (arXiv 2403.14236) | 0.1 C | - | - |
     | ENCORE (arXiv 2502.01636) | lambda C + Kp Kp^T + 20 I | written | - |
-    | RLSEdit | lambda C + Kp Kp^T | solved | - |
+    | RLSEdit (github.com/Euphoria040201/RLSEdit) | lambda C + Kp Kp^T | solved | - |
     | AlphaEdit (arXiv 2410.02355) | Kp Kp^T + L2 I | written | of C |
 
     EMMET's R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1 is the same by the Woodbury identity. So are the
@@ -80,6 +81,7 @@ class LeastSquares(UpdateSolver):
     ) -> None:
         self.second_moment_weight = second_moment_weight
         self.ridge = ridge
+        check_choice("solver.remember", remember, ("solved", "written", None))
         self.remembered = remember
         self.remembers_written_keys = remember == "written"
         self.null_space = null_space
@@ -89,7 +91,7 @@ class LeastSquares(UpdateSolver):
 
     def prepare(self, second_moments: Mapping[int, Tensor]) -> None:
         for layer, moment in second_moments.items():
-            system = self.second_moment_weight * moment.double()
+            system = self.second_moment_weight * as_double(moment)
             if self.null_space is not None:
                 basis = self.null_space.basis(moment, layer)
                 self._bases[layer] = basis
@@ -103,7 +105,7 @@ class LeastSquares(UpdateSolver):
         weighted = torch.cholesky_solve(projected, self._factors[layer])
         inner = projected.T @ weighted
         inner.diagonal().add_(1)
-        update = residual.double() @ torch.linalg.solve(inner, weighted.T)
+        update = as_double(residual) @ torch.linalg.solve(inner, weighted.T)
         if self.remembered == "solved":
             self.remember(layer, keys)
         return update @ self._bases[layer].T if layer in self._bases else update
@@ -121,7 +123,7 @@ class LeastSquares(UpdateSolver):
 
     def _project(self, layer: int, keys: Tensor) -> Tensor:
         """Keys in the coordinates of the solve."""
-        keys = keys.double()
+        keys = as_double(keys)
         return self._bases[layer].T @ keys if layer in self._bases else keys
 
     def _factor(self, layer: int, system: Tensor) -> None:
@@ -142,6 +144,7 @@ class NullSpace:
 
     def __init__(self, threshold: float, rule: Literal["absolute", "share"] = "absolute") -> None:
         self.threshold = threshold
+        check_choice("null_space.rule", rule, ("absolute", "share"))
         self.rule = rule
 
     def basis(self, moment: Tensor, layer: int) -> Tensor:
@@ -150,7 +153,7 @@ class NullSpace:
         Raises:
             SphereBenchError: no direction is below the threshold.
         """
-        eigenvalues, vectors = torch.linalg.eigh(moment.double())
+        eigenvalues, vectors = torch.linalg.eigh(as_double(moment))
         measured = eigenvalues.clamp(min=0)
         if self.rule == "share":
             measured = measured.cumsum(0) / measured.sum()

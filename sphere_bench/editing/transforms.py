@@ -5,6 +5,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.geometry.energy import as_double
 from sphere_bench.geometry.subspace import principal_directions, rank_for_share
 
 
@@ -61,7 +63,7 @@ class Sphere:
         self._directions: dict[int, Tensor] = {}
 
     def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
-        directions = self._principal(weight).to(update.dtype)
+        directions = self._principal(weight).to(update)
         return update - self.alpha * (update @ directions) @ directions.T
 
     def _principal(self, weight: EditedWeight) -> Tensor:
@@ -84,6 +86,8 @@ class Rect:
     """
 
     def __init__(self, keep: float = 0.4) -> None:
+        if not 0 < keep <= 1:
+            raise SphereBenchError(f"Rect: keep={keep} must be above 0 and at most 1")
         self.keep = keep
 
     def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
@@ -107,7 +111,7 @@ class Prune:
         earlier = (weight.current - weight.pretrained).to(update)
         change = earlier + update
         if weight.layer not in self._bounds:
-            self._bounds[weight.layer] = torch.linalg.matrix_norm(weight.pretrained.double(), 2)
+            self._bounds[weight.layer] = torch.linalg.matrix_norm(as_double(weight.pretrained), 2)
         bound = self._bounds[weight.layer].to(update)
         left, values, right = torch.linalg.svd(change, full_matrices=False)
         damped = torch.where(values > bound, values.log() - bound.log() + bound, values)

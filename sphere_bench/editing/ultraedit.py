@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
+from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.hooks import capture, probe_outputs, select_positions
 from sphere_bench.models.tokens import encode_continuation
@@ -78,10 +79,7 @@ class UltraEdit:
             places = [
                 (row, column, texts[index].ids[column + 1])
                 for row, index in enumerate(group)
-                for column in range(
-                    len(texts[index].ids) - texts[index].target_length - 1,
-                    len(texts[index].ids) - 1,
-                )
+                for column in texts[index].predicting
             ]
             rows, columns, targets = torch.tensor(places, device=loaded.device).T
             tokens = pad_right([texts[index].ids[:-1] for index in group]).to(loaded.device)
@@ -91,12 +89,14 @@ class UltraEdit:
                 select_positions(loaded.layout.head, rows, columns),
             ):
                 output = loaded.model(input_ids=tokens, use_cache=False)
-            loss = functional.cross_entropy(output.logits[0].float(), targets)
+            # The mean over the whole batch, however it is split.
+            loss = functional.cross_entropy(output.logits[0].float(), targets, reduction="sum")
+            loss = loss / sum(text.target_length for text in texts)
             layers = list(projections)
             gradients = torch.autograd.grad(loss, [probes[layer] for layer in layers])
             for layer, gradient in zip(layers, gradients, strict=True):
-                hidden = inputs[layer].detach()[rows, columns].double()
-                found[layer].append((hidden, gradient[rows, columns].double()))
+                hidden = as_double(inputs[layer].detach()[rows, columns])
+                found[layer].append((hidden, as_double(gradient[rows, columns])))
         return {
             layer: (torch.cat([hidden for hidden, _ in parts]), torch.cat([g for _, g in parts]))
             for layer, parts in found.items()

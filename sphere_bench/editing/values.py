@@ -21,7 +21,7 @@ from sphere_bench.models.suffix import SuffixBatch
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """Numbers of the value solver; they belong to a model (see METHODS' table in the README).
+    """Numbers of the value solver; they belong to a model.
 
     Attributes:
         steps: iterations; the last evaluates the loss and takes no step.
@@ -80,7 +80,7 @@ def solve_target_values(
         layer: z, the last edited layer.
         contexts: templates with one ``{}``; the first is the bare prompt, where h0 is read.
         settings: the solver's numbers.
-        tokens_per_batch: padded tokens (prefixes included) in one forward; halved when memory
+        tokens_per_batch: padded suffix tokens in one forward and backward; halved when memory
             runs out.
         reference_norms: [n] to stand in for ||h0|| in the clamp and the weight decay.
     """

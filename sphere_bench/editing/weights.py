@@ -25,13 +25,19 @@ class EditedWeights:
         self.layers = list(layers)
         self._layout = layout
         self.pretrained = {
-            layer: layout.weight(layer).detach().to(torch.float32, copy=True) for layer in layers
+            # As a checkpoint gives it back: sums over a transposed view are rounded otherwise.
+            layer: layout.weight(layer)
+            .detach()
+            .float()
+            .clone(memory_format=torch.contiguous_format)
+            for layer in layers
         }
         self.current = {layer: weight.clone() for layer, weight in self.pretrained.items()}
 
     def write(self, layer: int, weight: Tensor) -> None:
         """Make ``weight`` [out, in] the current one, in the master and in the model."""
-        self.current[layer] = weight.to(torch.float32)
+        device = self.pretrained[layer].device
+        self.current[layer] = weight.to(torch.float32).to(device).contiguous()
         self._layout.write(layer, self.current[layer])
 
     def drift(self, layer: int) -> float:

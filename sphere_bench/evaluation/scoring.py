@@ -78,16 +78,15 @@ def score_targets(
 
 
 def _request(loaded: LoadedModel, prompt: str, target: str) -> _Request:
-    ids, _, length = encode_continuation(loaded.tokenizer, prompt, target)
-    if not 0 < length < len(ids):
-        part = "prompt" if length else "target"
+    text = encode_continuation(loaded.tokenizer, prompt, target)
+    if not 0 < text.target_length < len(text.ids):
+        part = "prompt" if text.target_length else "target"
         raise SphereBenchError(
             f"the tokenizer leaves no token of the {part} in {prompt!r}, {target!r}"
         )
     # The last token is never read: nothing behind it is asked for.
-    return _Request(
-        tuple(ids[:-1]), range(len(ids) - length - 1, len(ids) - 1), ids[len(ids) - length :]
-    )
+    targets = [text.ids[column + 1] for column in text.predicting]
+    return _Request(tuple(text.ids[:-1]), text.predicting, targets)
 
 
 def _hosts(rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:

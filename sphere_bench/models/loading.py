@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -85,7 +86,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), **source)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise SphereBenchError(f"model.path={path}: cannot load it: {_reason(error)}") from error
     torch.nn.Module.to(model, target)
     return wrap_model(model, tokenizer, layers_module=layers_module, projection=projection)
@@ -103,6 +104,11 @@ def wrap_model(
         raise SphereBenchError(
             f"{type(tokenizer).__name__} gives no character offsets: use the model's fast "
             "tokenizer (tokenizer.json)"
+        )
+    if not tokenizer("a")["input_ids"]:
+        raise SphereBenchError(
+            f"{tokenizer.name_or_path}: its tokenizer knows no words: the folder needs the model's "
+            "tokenizer.json"
         )
     model.requires_grad_(False)
     model.eval()

@@ -99,6 +99,9 @@ class SuffixBatch:
                     past_key_values=_prefix_cache(prefix),
                     use_cache=False,
                 )
+        if prefix:
+            # Layers up to `layer` are not run again; the first stands for all of them.
+            prefix[: layer + 1] = [prefix[0]] * (layer + 1)
         return cls(loaded, layer, tokens, seen[layer], mask, positions[:, longest:], prefix)
 
     def logits(self, hidden: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -25,6 +25,11 @@ class Continuation(NamedTuple):
     offsets: list[tuple[int, int]]
     target_length: int
 
+    @property
+    def predicting(self) -> range:
+        """Indices of the tokens that predict the target's: each stands right before one of it."""
+        return range(len(self.ids) - self.target_length - 1, len(self.ids) - 1)
+
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
     """Tokens of ``text`` as the model expects them: a BOS where the tokenizer adds one, no EOS."""

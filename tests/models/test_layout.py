@@ -45,7 +45,7 @@ def test_unknown_projection_is_named() -> None:
         Layout(model, layers_module="transformer.layers")
 
 
-@pytest.mark.parametrize("layers", [[], [4], [-1], [2, 1], [1, 1]])
+@pytest.mark.parametrize("layers", [[4], [-1], [0, 9]])
 def test_layers_that_the_model_does_not_have_are_refused(layers: list[int]) -> None:
-    with pytest.raises(SphereBenchError, match=r"model\.layers"):
+    with pytest.raises(SphereBenchError, match=r"editor\.layers=.*0 to 3"):
         tiny_model("gpt2").layout.check_layers(layers)
