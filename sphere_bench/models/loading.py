@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -84,6 +85,8 @@ def load_model(
     else:
         name = path
     try:
+        # First, so that an unknown architecture is told as such, and before anything slow.
+        AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), **source)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
