@@ -6,12 +6,11 @@ allowed.
 
 import math
 import re
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from sphere_bench.errors import SphereBenchError
+from sphere_bench.errors import SphereBenchError, check_choice
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_TYPES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu")
@@ -83,7 +82,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _name("model.name", self.name)
-        _choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.dtype", self.dtype, DTYPES)
         _layers("model.layers", self.layers)
         _above("model.second_moment_weight", self.second_moment_weight, 0)
 
@@ -116,8 +115,8 @@ class EditorSphereConfig:
 
     def __post_init__(self) -> None:
         _between("editor.sphere.alpha", self.alpha, 0, 1)
-        _choice("editor.sphere.apply", self.apply, ("in_loop", "after"))
-        _choice("editor.sphere.published_apply", self.published_apply, ("in_loop", "after"))
+        check_choice("editor.sphere.apply", self.apply, ("in_loop", "after"))
+        check_choice("editor.sphere.published_apply", self.published_apply, ("in_loop", "after"))
 
 
 @dataclass
@@ -152,9 +151,9 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         _name("dataset.name", self.name)
-        _choice("dataset.target", self.target, ("answers", "alt"))
-        _choice("dataset.headline", self.headline, ("success", "accuracy", None))
-        _choice("dataset.on_invalid", self.on_invalid, ("error", "skip"))
+        check_choice("dataset.target", self.target, ("answers", "alt"))
+        check_choice("dataset.headline", self.headline, ("success", "accuracy", None))
+        check_choice("dataset.on_invalid", self.on_invalid, ("error", "skip"))
 
 
 @dataclass
@@ -214,9 +213,9 @@ class SphereConfig:
         _between("sphere.alpha", self.alpha, 0, 1)
         _above("sphere.eta", self.eta, 0)
         _between("sphere.eta", self.eta, 0, 1)
-        _choice("sphere.basis", self.basis, ("pretrained", "current"))
-        _choice("sphere.rank_rule", self.rank_rule, ("paper", "published-code"))
-        _choice("sphere.apply", self.apply, ("in_loop", "after"))
+        check_choice("sphere.basis", self.basis, ("pretrained", "current"))
+        check_choice("sphere.rank_rule", self.rank_rule, ("paper", "published-code"))
+        check_choice("sphere.apply", self.apply, ("in_loop", "after"))
 
 
 @dataclass
@@ -318,12 +317,6 @@ def _above(key: str, value: float, bound: float) -> None:
 def _between(key: str, value: float, lowest: float, highest: float) -> None:
     if not lowest <= value <= highest:
         raise SphereBenchError(f"{key}={value}: must be between {lowest} and {highest}")
-
-
-def _choice(key: str, value: str | None, allowed: Collection[str | None]) -> None:
-    if value not in allowed:
-        choices = ", ".join("null" if choice is None else choice for choice in allowed)
-        raise SphereBenchError(f"{key}={value}: must be one of {choices}")
 
 
 def _name(key: str, value: str) -> None:

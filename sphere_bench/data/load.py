@@ -11,7 +11,7 @@ from sphere_bench.data.fields import Fields, Format, quote
 from sphere_bench.data.records import EditDataset, Headline, Record, fingerprint_records
 from sphere_bench.data.sources import read_source
 from sphere_bench.data.zsre import Target, zsre_format
-from sphere_bench.errors import SphereBenchError
+from sphere_bench.errors import SphereBenchError, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +56,15 @@ def load_dataset(
         SphereBenchError: there is no such file, its format is unknown, a record is invalid, or
             there are fewer than ``start + total`` records.
     """
-    _check_choices(target=target, headline=headline, on_invalid=on_invalid)
+    check_choice("dataset.target", target, get_args(Target))
+    check_choice("dataset.headline", headline, (*get_args(Headline), None))
+    check_choice("dataset.on_invalid", on_invalid, get_args(OnInvalid))
     if start < 0 or (total is not None and total < 1):
         raise SphereBenchError(
             f"edits.total={total}, edits.start={start}: must be at least 1 and at least 0"
         )
     formats = (COUNTERFACT, EASYEDIT, zsre_format(target))
-    if format not in (AUTO, *(known.name for known in formats)):
-        choices = ", ".join((AUTO, *(known.name for known in formats)))
-        raise SphereBenchError(f"dataset.format={format}: must be one of {choices}")
+    check_choice("dataset.format", format, (AUTO, *(known.name for known in formats)))
     place, raw = read_source(path, url, format, split)
     chosen = _choose_format(raw, formats, format, place)
     order = shuffled(len(raw), seed) if shuffle else range(len(raw))
@@ -162,15 +162,3 @@ def _detect_format(raw: Sequence[Any], formats: Sequence[Format]) -> Format | No
         if shared.count(max(shared)) == 1:
             return formats[shared.index(max(shared))]
     return None
-
-
-def _check_choices(**choices: str | None) -> None:
-    allowed = {
-        "target": get_args(Target),
-        "headline": (*get_args(Headline), None),
-        "on_invalid": get_args(OnInvalid),
-    }
-    for key, value in choices.items():
-        if value not in allowed[key]:
-            names = ", ".join(str(choice) for choice in allowed[key] if choice is not None)
-            raise SphereBenchError(f"dataset.{key}={value}: must be one of {names}")
