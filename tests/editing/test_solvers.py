@@ -93,3 +93,27 @@ def test_singular_moments_and_empty_null_spaces_are_named_with_the_mend() -> Non
         LeastSquares(second_moment_weight=WEIGHT).prepare({2: torch.zeros(WIDTH, WIDTH)})
     with pytest.raises(SphereBenchError, match=r"layer 2.*null_space\.threshold"):
         LeastSquares(ridge=1.0, null_space=NullSpace(1e-3)).prepare({2: torch.eye(WIDTH)})
+
+
+def test_emmets_own_form_is_least_squares_with_its_weight_as_lambda() -> None:
+    """dW = R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1."""
+    solver = LeastSquares(second_moment_weight=0.1)
+    solver.prepare({0: moment(0)})
+    keys, residual = draw(WIDTH, REQUESTS, seed=1), draw(OUT, REQUESTS, seed=2)
+    whitened = torch.linalg.solve(moment(0), keys)
+    system = keys.T @ whitened + 0.1 * torch.eye(REQUESTS)
+    expected = residual @ torch.linalg.solve(system, whitened.T)
+    torch.testing.assert_close(solver.solve(0, keys, residual), expected)
+
+
+def test_rlsedits_recursion_is_least_squares_that_remembers_what_it_solved() -> None:
+    """P <- P - P K (I + K^T P K)^-1 K^T P, then dW = R K^T P, over ten batches."""
+    solver = LeastSquares(second_moment_weight=WEIGHT, remember="solved")
+    solver.prepare({0: moment(0)})
+    inverse = torch.linalg.inv(WEIGHT * moment(0))
+    for batch in range(10):
+        keys, residual = draw(WIDTH, REQUESTS, seed=batch), draw(OUT, REQUESTS, seed=50 + batch)
+        gain = inverse @ keys
+        inner = torch.eye(REQUESTS) + keys.T @ gain
+        inverse = inverse - gain @ torch.linalg.solve(inner, gain.T)
+        torch.testing.assert_close(solver.solve(0, keys, residual), residual @ keys.T @ inverse)
