@@ -124,7 +124,7 @@ class SequentialRun:
                 "choose another run.name or remove that folder"
             )
         for layer, weight in checkpoint.weights.items():
-            self.weights.write(layer, weight.to(self.weights.current[layer].device))
+            self.weights.write(layer, weight)
         self.editor.load_state_dict(checkpoint.editor)
         self.recorder.rewind(checkpoint.step)
         self.recorder.write_progress(self._progress(checkpoint.step, "running"))

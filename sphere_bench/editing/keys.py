@@ -1,16 +1,20 @@
 """Keys of a batch at one layer, and what the last edited layer says now."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import ExitStack
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import BARE, PromptTokens, prompt_up_to_subject
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.hooks import capture
 from sphere_bench.models.loading import LoadedModel
+
+# A module, and which side of it is read.
+Site = tuple[nn.Module, Literal["input", "output"]]
 
 
 class Measurement(NamedTuple):
@@ -45,12 +49,13 @@ def measure(
         contexts: templates with one ``{}``, the first of them the bare prompt.
         tokens_per_batch: padded tokens in one forward.
     """
+    layout = loaded.layout
+    sites: list[Site] = [
+        (layout.projection(layer), "input"),
+        (layout.decoder_layers[value_layer], "output"),
+    ]
     bare = [prompt_up_to_subject(loaded.tokenizer, request) for request in requests]
-    keys, hidden = backing_off(
-        lambda tokens: _last_token_states(loaded, bare, layer, value_layer, tokens),
-        tokens_per_batch,
-    )
-    assert hidden is not None
+    keys, hidden = _last_token_states(loaded, bare, sites, tokens_per_batch)
     others = [context for context in contexts if context != BARE]
     if others:
         behind = context_keys(loaded, requests, layer, others, tokens_per_batch)
@@ -71,9 +76,8 @@ def context_keys(
         for request in requests
         for context in contexts
     ]
-    keys, _ = backing_off(
-        lambda tokens: _last_token_states(loaded, prompts, layer, None, tokens), tokens_per_batch
-    )
+    sites: list[Site] = [(loaded.layout.projection(layer), "input")]
+    (keys,) = _last_token_states(loaded, prompts, sites, tokens_per_batch)
     return keys.view(len(requests), len(contexts), -1)
 
 
@@ -82,46 +86,43 @@ def projection_output_norms(
 ) -> Tensor:
     """Norms of what ``layer``'s projection says at the subjects in the bare prompts, [n]."""
     prompts = [prompt_up_to_subject(loaded.tokenizer, request) for request in requests]
-    module = {layer: loaded.layout.projection(layer)}
-    norms: dict[int, Tensor] = {}
-    for group in token_batches([len(prompt.ids) for prompt in prompts], tokens_per_batch):
-        tokens = pad_right([prompts[index].ids for index in group]).to(loaded.device)
-        with torch.no_grad(), capture(module, "output", stop=True) as outputs:
-            loaded.model.base_model(input_ids=tokens, use_cache=False)
-        for row, index in enumerate(group):
-            norms[index] = outputs[layer][row, prompts[index].subject_last].float().norm()
-    return torch.stack([norms[index] for index in range(len(prompts))])
+    sites: list[Site] = [(loaded.layout.projection(layer), "output")]
+    (outputs,) = _last_token_states(loaded, prompts, sites, tokens_per_batch)
+    return outputs.norm(dim=1)
 
 
 def _last_token_states(
     loaded: LoadedModel,
     prompts: Sequence[PromptTokens],
-    layer: int,
-    value_layer: int | None,
+    sites: Sequence[Site],
     tokens_per_batch: int,
-) -> tuple[Tensor, Tensor | None]:
-    """Inputs of ``layer``'s projection [n, d_in], and outputs of ``value_layer`` [n, d_model] where
-    it is asked for, at each prompt's last token."""
-    layout = loaded.layout
-    keys: dict[int, Tensor] = {}
-    hidden: dict[int, Tensor] = {}
-    for group in token_batches([len(prompt.ids) for prompt in prompts], tokens_per_batch):
-        tokens = pad_right([prompts[index].ids for index in group]).to(loaded.device)
-        rows = torch.arange(len(group), device=loaded.device)
-        last = torch.tensor([prompts[index].subject_last for index in group], device=loaded.device)
-        projection = {layer: layout.projection(layer)}
-        stop_at = {} if value_layer is None else {value_layer: layout.decoder_layers[value_layer]}
-        with (
-            torch.no_grad(),
-            capture(projection, "input", stop=value_layer is None) as inputs,
-            capture(stop_at, "output", stop=True) as outputs,
-        ):
-            loaded.model.base_model(input_ids=tokens, use_cache=False)
-        keys.update(zip(group, inputs[layer][rows, last].float(), strict=True))
-        if value_layer is not None:
-            hidden.update(zip(group, outputs[value_layer][rows, last].float(), strict=True))
-    order = range(len(prompts))
-    return (
-        torch.stack([keys[index] for index in order]),
-        torch.stack([hidden[index] for index in order]) if value_layer is not None else None,
-    )
+) -> list[Tensor]:
+    """What passes each site at the prompts' last tokens, [n, width] each, in float32.
+
+    The sites are in the order in which a forward reaches them; it ends at the last one.
+    """
+
+    def read(tokens: int) -> list[Tensor]:
+        groups = token_batches([len(prompt.ids) for prompt in prompts], tokens)
+        parts = [
+            _read_group(loaded, [prompts[index] for index in group], sites) for group in groups
+        ]
+        order = torch.tensor([index for group in groups for index in group]).argsort()
+        return [torch.cat(states)[order.to(loaded.device)] for states in zip(*parts, strict=True)]
+
+    return backing_off(read, tokens_per_batch)
+
+
+def _read_group(
+    loaded: LoadedModel, prompts: Sequence[PromptTokens], sites: Sequence[Site]
+) -> list[Tensor]:
+    rows = torch.arange(len(prompts), device=loaded.device)
+    last = torch.tensor([prompt.subject_last for prompt in prompts], device=loaded.device)
+    with torch.no_grad(), ExitStack() as stack:
+        seen = [
+            stack.enter_context(capture({0: module}, side, stop=index == len(sites) - 1))
+            for index, (module, side) in enumerate(sites)
+        ]
+        tokens = pad_right([prompt.ids for prompt in prompts]).to(loaded.device)
+        loaded.model.base_model(input_ids=tokens, use_cache=False)
+    return [captured[0][rows, last].float() for captured in seen]

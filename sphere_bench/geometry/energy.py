@@ -31,41 +31,30 @@ class RowGeometry(NamedTuple):
     cos_p99: float
 
 
-def hyperspherical_energy(
+def row_geometry(
     weight: Tensor, exponent: float = 1.0, eps: float = 1e-6, block_rows: int = 256
-) -> float:
-    """Sum over all ordered pairs i != j of (||x_i - x_j||^2 + eps)^-exponent, x the unit rows.
+) -> RowGeometry:
+    """Hyperspherical energy of the neurons and the angles between them, in one pass.
 
-    Computed in double precision: the change from one batch of edits is often below 1e-4 of the
-    total, and a pair of nearly equal rows weighs up to eps^-exponent. Memory is O(block_rows * n).
+    The energy is the sum over all ordered pairs i != j of (||x_i - x_j||^2 + eps)^-exponent, x the
+    unit rows. It is computed in double precision: the change from one batch of edits is often below
+    1e-4 of the total, and a pair of nearly equal rows weighs up to eps^-exponent. The Gram matrix
+    is held in blocks of rows, never n x n x d differences.
+
+    The percentiles are exact up to float32 rounding: all n(n-1)/2 cosines are kept for them in
+    that precision, which is less than the weight itself occupies whenever n < 2d.
 
     Args:
-        weight: [n, d], any floating dtype. A row of zeros stays at the origin, at distance one
-            from every unit row; equal rows have distance zero. Both give finite energies.
+        weight: [n, d], any floating dtype. A row of zeros stays at the origin: its distance to
+            every unit row is one, its cosine zero; equal rows have distance zero. Both give finite
+            energies.
         exponent: positive.
         eps: positive; it bounds what a pair of equal rows contributes.
         block_rows: rows of the Gram matrix held at a time.
 
     Returns:
-        The energy; 0 for fewer than two rows, NaN when the weight is not finite.
-    """
-    total = torch.zeros((), dtype=torch.float64)
-    for _, squared_distances in _pairs(weight, block_rows):
-        total += _one_way_energy(squared_distances, exponent, eps).cpu()
-    return 2 * total.item()
-
-
-def row_geometry(
-    weight: Tensor, exponent: float = 1.0, eps: float = 1e-6, block_rows: int = 256
-) -> RowGeometry:
-    """Energy and angles in one pass over the Gram matrix; see :func:`hyperspherical_energy`.
-
-    The percentiles are exact up to float32 rounding: all n(n-1)/2 cosines are kept for them in
-    that precision, which is less than the weight itself occupies whenever n < 2d. A row of zeros
-    has cosine zero with every row.
-
-    Returns:
-        The summary; with fewer than two rows the energy is 0 and everything else NaN.
+        The summary; with fewer than two rows the energy is 0 and everything else NaN. The energy is
+        NaN when the weight is not finite.
     """
     pair_count = weight.shape[0] * (weight.shape[0] - 1) // 2
     if pair_count < 1:

@@ -131,6 +131,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
+    # torch asserts that it was built for the device, and has no kernels for some.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SphereBenchError(
             f"device={device} is not usable here ({_reason(error)}): try device=auto or device=cpu"

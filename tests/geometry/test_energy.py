@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from sphere_bench.geometry.energy import hyperspherical_energy, row_geometry, unit_rows
+from sphere_bench.geometry.energy import row_geometry, unit_rows
 
 MODELS = ("tiny-llama", "tiny-gpt2")
 
@@ -37,14 +37,13 @@ def test_energy_equals_the_published_sets_figures(
         )
     expected = figures[f"he_{state}_{layer}_exponent{exponent}"]
     # float32 rounding of W + dW is all that may differ.
-    assert hyperspherical_energy(weight, exponent) == pytest.approx(expected, rel=1e-6)
     assert row_geometry(weight, exponent).energy == pytest.approx(expected, rel=1e-6)
 
 
 def test_energy_of_two_orthogonal_rows():
     # ||x_1 - x_2||^2 = 1 + 1 = 2 whatever the rows' lengths; two ordered pairs of 1 / (2 + eps).
     weight = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
-    assert hyperspherical_energy(weight, exponent=1, eps=1e-6) == pytest.approx(
+    assert row_geometry(weight, exponent=1, eps=1e-6).energy == pytest.approx(
         2 / (2 + 1e-6), rel=1e-14
     )
     geometry = row_geometry(weight, exponent=2, eps=0.5)
@@ -64,7 +63,7 @@ def test_energy_of_antipodal_rows():
 def test_energy_of_equal_rows_is_bounded_by_eps():
     # Distance 0, so each of the 3 * 2 ordered pairs contributes 1 / eps.
     weight = torch.tensor([[0.1, 0.7, -0.3]]).repeat(3, 1) * torch.tensor([[1.0], [2.0], [5.0]])
-    assert hyperspherical_energy(weight, eps=1e-3) == pytest.approx(6000, rel=1e-9)
+    assert row_geometry(weight, eps=1e-3).energy == pytest.approx(6000, rel=1e-9)
     assert row_geometry(weight).cos_p99 == pytest.approx(1)
 
 
@@ -79,7 +78,6 @@ def test_a_zero_row_stays_at_the_origin():
 
 
 def test_fewer_than_two_rows_have_no_energy():
-    assert hyperspherical_energy(torch.ones(1, 3)) == 0
     geometry = row_geometry(torch.ones(1, 3))
     assert geometry.energy == 0
     assert all(math.isnan(value) for value in geometry[1:])
@@ -89,7 +87,7 @@ def test_fewer_than_two_rows_have_no_energy():
 def test_energy_equals_the_definition_pair_by_pair(exponent):
     weight = torch.randn(23, 7, generator=torch.Generator().manual_seed(0))
     expected = plain_energy(weight, exponent, 1e-4)
-    assert hyperspherical_energy(weight, exponent, 1e-4) == pytest.approx(expected, rel=1e-11)
+    assert row_geometry(weight, exponent, 1e-4).energy == pytest.approx(expected, rel=1e-11)
 
 
 @pytest.mark.parametrize("block_rows", [1, 5, 22, 23, 100])
@@ -105,8 +103,8 @@ def test_energy_sees_no_scale_of_rows_and_no_rotation():
     weight = torch.randn(40, 12, generator=generator, dtype=torch.float64)
     rotation = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64)).Q
     scales = torch.rand(40, 1, generator=generator, dtype=torch.float64) * 1e3 + 1e-3
-    assert hyperspherical_energy((weight * scales) @ rotation) == pytest.approx(
-        hyperspherical_energy(weight), rel=1e-12
+    assert row_geometry((weight * scales) @ rotation).energy == pytest.approx(
+        row_geometry(weight).energy, rel=1e-12
     )
 
 
@@ -115,9 +113,9 @@ def test_a_change_of_one_entry_in_a_million_is_resolved():
     weight = torch.randn(60, 20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     changed = weight.clone()
     changed[7, 3] += 1e-6
-    difference = hyperspherical_energy(changed) - hyperspherical_energy(weight)
+    difference = row_geometry(changed).energy - row_geometry(weight).energy
     expected = plain_energy(changed, 1, 1e-6) - plain_energy(weight, 1, 1e-6)
-    assert abs(expected) < 1e-6 * hyperspherical_energy(weight)
+    assert abs(expected) < 1e-6 * row_geometry(weight).energy
     assert difference == pytest.approx(expected, rel=1e-3)
 
 
@@ -134,7 +132,6 @@ def test_angles_equal_numpys_over_all_pairs(rows):
 def test_a_weight_that_is_not_finite_gives_nan_instead_of_an_error():
     weight = torch.randn(6, 4)
     weight[2, 1] = math.inf
-    assert math.isnan(hyperspherical_energy(weight))
     assert math.isnan(row_geometry(weight).energy)
 
 
