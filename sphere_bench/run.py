@@ -103,6 +103,8 @@ def build_setup(
     Args:
         contexts: those of a run that is resumed; otherwise the configuration's, or generated.
     """
+    import torch
+
     from sphere_bench.editing.contexts import fixed_contexts, generated_contexts
     from sphere_bench.editing.pipeline import EditingSetup
     from sphere_bench.editing.transforms import Sphere
@@ -116,10 +118,11 @@ def build_setup(
             else fixed_contexts(config.values.contexts)
         )
     sphere = asdict(config.sphere)
+    precision = config.values.precision and getattr(torch, config.values.precision)
     return EditingSetup(
         loaded=loaded,
         weights=EditedWeights(loaded.layout, config.editor.layers),
-        values=ValueSettings(**asdict(config.model.values)),
+        values=ValueSettings(**asdict(config.model.values), precision=precision),
         contexts=contexts,
         second_moments=lambda: key_statistics(config, loaded),
         stream=[record.request for record in dataset.records],

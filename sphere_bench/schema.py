@@ -89,13 +89,18 @@ class ModelConfig:
 
 @dataclass
 class ContextsConfig:
-    """Prefixes for target values and keys, and the size of a forward while they are computed."""
+    """Prefixes for target values and keys, and how the forwards behind them are run.
+
+    ``precision`` is that of the layers above the value's; null is the model's own.
+    """
 
     contexts: list[str] | None
     context_tokens: int
     tokens_per_batch: int
+    precision: str | None
 
     def __post_init__(self) -> None:
+        check_choice("values.precision", self.precision, (*DTYPES, None))
         for context in self.contexts or []:
             if context.count("{}") != 1:
                 raise SphereBenchError(

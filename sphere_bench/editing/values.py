@@ -16,12 +16,12 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target
 from sphere_bench.models.batching import backing_off, token_batches
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.suffix import SuffixBatch
+from sphere_bench.models.suffix import SuffixBatch, with_upper_layers_in
 
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """Numbers of the value solver; they belong to a model.
+    """Numbers of the value solver; all but the last two belong to a model.
 
     Attributes:
         steps: iterations; the last evaluates the loss and takes no step.
@@ -32,6 +32,8 @@ class ValueSettings:
         loss_threshold: a request whose loss falls below it is finished.
         stop_at_argmax: finish a request as soon as its target is the argmax in every context
             (ENCORE, arXiv 2502.01636), whatever its loss.
+        precision: dtype of the layers above z; the model's own when ``None``. Layers up to z,
+            delta, its Adam state and the losses keep theirs.
     """
 
     steps: int = 25
@@ -41,6 +43,7 @@ class ValueSettings:
     kl_factor: float = 0.0625
     loss_threshold: float = 5e-2
     stop_at_argmax: bool = False
+    precision: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,10 @@ def solve_target_values(
         reference_norms: [n] to stand in for ||h0|| in the clamp and the weight decay.
     """
 
+    upper = with_upper_layers_in(loaded, layer, settings.precision or loaded.dtype)
+
     def solve(tokens: int) -> TargetValues:
-        solver = _Solver(loaded, requests, layer, contexts, settings, tokens)
+        solver = _Solver(loaded, upper, requests, layer, contexts, settings, tokens)
         return solver.solve(
             solver.initial.norm(dim=1) if reference_norms is None else reference_norms
         )
@@ -111,8 +116,8 @@ class _Rows:
     def edited(self, delta: Tensor) -> Tensor:
         """Layer z's output with each request's delta added at the subject's last token."""
         hidden = self.batch.hidden
-        first = hidden[:, :1] + delta[self.requests, None].to(hidden.dtype)
-        return torch.cat([first, hidden[:, 1:]], dim=1)
+        first = hidden[:, :1] + delta[self.requests, None]
+        return torch.cat([first.to(hidden.dtype), hidden[:, 1:]], dim=1)
 
     def per_request(self, losses: Tensor, delta: Tensor) -> Tensor:
         """Losses of the rows [b] summed by request, [n]."""
@@ -177,13 +182,14 @@ class _Solver:
     def __init__(
         self,
         loaded: LoadedModel,
+        upper: LoadedModel,
         requests: Sequence[EditRequest],
         layer: int,
         contexts: Sequence[str],
         settings: ValueSettings,
         tokens_per_batch: int,
     ) -> None:
-        self.loaded, self.layer, self.settings = loaded, layer, settings
+        self.loaded, self.upper, self.layer, self.settings = loaded, upper, layer, settings
         self.tokens_per_batch = tokens_per_batch
         self.initial = torch.empty(
             len(requests), loaded.model.config.hidden_size, device=loaded.device
@@ -210,6 +216,7 @@ class _Solver:
                 [texts[index].ids[:-1] for index in group],
                 [texts[index].subject_last for index in group],
                 self.layer,
+                self.upper,
             )
             targets = torch.full(batch.tokens.shape, -1, dtype=torch.long)
             for row, index in enumerate(group):
@@ -230,6 +237,7 @@ class _Solver:
                 [texts[index].ids for index in group],
                 [texts[index].subject_last for index in group],
                 self.layer,
+                self.upper,
             )
             with torch.no_grad():
                 before = _first_log_probabilities(batch, batch.hidden)

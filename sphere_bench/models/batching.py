@@ -1,6 +1,7 @@
 """Rows of unequal length put into padded batches of bounded size."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -14,6 +15,9 @@ from sphere_bench.errors import SphereBenchError
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+# What starting one more forward costs, in padded tokens that could be computed instead.
+_TOKENS_A_FORWARD_IS_WORTH = 32
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
@@ -30,15 +34,42 @@ def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
 def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
     """Indices of rows grouped by like length, each group's padded size within the bound.
 
-    A row longer than ``tokens_per_batch`` is a group of its own.
+    The groups are those that cost least in all, padding and a price for every forward counted. A
+    row longer than ``tokens_per_batch`` is a group of its own. Groups come in rising length.
     """
-    batches: list[list[int]] = []
+    of_length: dict[int, list[int]] = {}
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        # Rows come in rising length, so this one's is the padded length of its group.
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= tokens_per_batch:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
+        of_length.setdefault(lengths[index], []).append(index)
+    widths = list(of_length)
+
+    def chunks(rows: int, width: int) -> int:
+        return math.ceil(rows / max(1, tokens_per_batch // width))
+
+    # The cheapest way to group the rows of the first `end` lengths, and where its last cut is.
+    cheapest, cuts = [0], [0]
+    for end in range(1, len(widths) + 1):
+        width = widths[end - 1]
+        options = []
+        rows = 0
+        for start in reversed(range(end)):
+            rows += len(of_length[widths[start]])
+            cost = rows * width + _TOKENS_A_FORWARD_IS_WORTH * chunks(rows, width)
+            options.append((cheapest[start] + cost, start))
+        cost, start = min(options)
+        cheapest.append(cost)
+        cuts.append(start)
+
+    batches: list[list[int]] = []
+    end = len(widths)
+    while end:
+        start = cuts[end]
+        rows_together = [index for width in widths[start:end] for index in of_length[width]]
+        count = chunks(len(rows_together), widths[end - 1])
+        size = math.ceil(len(rows_together) / count)
+        batches[:0] = [
+            rows_together[first : first + size] for first in range(0, len(rows_together), size)
+        ]
+        end = start
     return batches
 
 

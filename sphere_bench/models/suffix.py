@@ -6,14 +6,16 @@ runs the layers above z for the tokens from p on only.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from sphere_bench.models.batching import pad_right
 from sphere_bench.models.hooks import capture, select_positions, start_after
 from sphere_bench.models.loading import LoadedModel
 
@@ -36,6 +38,23 @@ class _PrefixLayer(DynamicLayer):
         )
 
 
+def with_upper_layers_in(loaded: LoadedModel, layer: int, dtype: torch.dtype) -> LoadedModel:
+    """The model with all that a replay behind ``layer`` runs in ``dtype``.
+
+    Embeddings, head and the layers above are copies; the layers up to ``layer`` are the model's
+    own. Where the model has that dtype anyway it is the model itself.
+    """
+    if dtype == loaded.dtype:
+        return loaded
+    lower = list(loaded.layout.decoder_layers[: layer + 1])
+    kept = {id(parameter) for module in lower for parameter in module.parameters()}
+    memo: dict[int, Any] = {id(shared): shared for shared in (loaded.tokenizer, *lower)}
+    for parameter in loaded.model.parameters():
+        if id(parameter) not in kept:
+            memo[id(parameter)] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+    return deepcopy(loaded, memo)
+
+
 @dataclass(frozen=True)
 class SuffixBatch:
     """A batch of texts, split at one position each, ready to be replayed from ``layer`` on.
@@ -44,6 +63,7 @@ class SuffixBatch:
     is the suffix's first column.
 
     Attributes:
+        upper: the model that runs the layers above z.
         layer: the layer z whose output is replaced in a replay.
         tokens: the suffixes' ids, [b, s].
         hidden: layer z's own output for the suffixes, [b, s, d_model].
@@ -52,7 +72,7 @@ class SuffixBatch:
         prefix: keys and values of the prefixes per layer, each [b, heads, prefix, d_head].
     """
 
-    loaded: LoadedModel
+    upper: LoadedModel
     layer: int
     tokens: Tensor
     hidden: Tensor
@@ -62,65 +82,81 @@ class SuffixBatch:
 
     @classmethod
     def build(
-        cls, loaded: LoadedModel, rows: Sequence[Sequence[int]], starts: Sequence[int], layer: int
+        cls,
+        loaded: LoadedModel,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        layer: int,
+        upper: LoadedModel | None = None,
     ) -> "SuffixBatch":
-        """Run the prefixes ``row[:start]`` once, and the suffixes up to ``layer``."""
+        """Run the rows up to ``layer``, and the prefixes ``row[:start]`` through those above.
+
+        Args:
+            loaded: the model.
+            rows: token ids.
+            starts: each row's position p.
+            layer: z.
+            upper: the model that runs the layers above z, ``loaded`` itself when ``None``.
+        """
         device = loaded.device
+        upper = upper or loaded
         longest = max(starts)
         padding = torch.tensor([longest - start for start in starts])
-        prefix_tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-        for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            prefix_tokens[index, longest - start :] = torch.as_tensor(row[:start])
-        suffixes = [row[start:] for row, start in zip(rows, starts, strict=True)]
-        tokens = pad_right(suffixes)
-        columns = torch.arange(longest + tokens.shape[1])
-        ends = longest + torch.tensor([len(suffix) for suffix in suffixes])
-        mask = ((columns >= padding[:, None]) & (columns < ends[:, None])).long().to(device)
-        positions = (columns - padding[:, None]).clamp(min=0).to(device)
-        tokens, prefix_tokens = tokens.to(device), prefix_tokens.to(device)
-
+        ends = padding + torch.tensor([len(row) for row in rows])
+        columns = torch.arange(int(ends.max()))
+        mask = ((columns >= padding[:, None]) & (columns < ends[:, None])).long()
+        tokens = torch.zeros_like(mask)
+        tokens[mask.bool()] = torch.tensor([token for row in rows for token in row])
+        positions = (columns - padding[:, None]).clamp(min=0)
+        tokens, mask, positions = tokens.to(device), mask.to(device), positions.to(device)
+        layers = loaded.layout.decoder_layers
         with torch.no_grad():
+            with capture({layer: layers[layer]}, "output", stop=True) as seen:
+                loaded.model.base_model(
+                    input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
+                )
+            hidden = seen[layer]
             prefix: list[tuple[Tensor, Tensor]] = []
-            if longest:
+            if longest and layer + 1 < len(layers):
                 cache = DynamicCache()
-                loaded.model.base_model(
-                    input_ids=prefix_tokens,
-                    attention_mask=mask[:, :longest],
-                    position_ids=positions[:, :longest],
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                prefix = [(entry.keys, entry.values) for entry in cache.layers]  # type: ignore[union-attr, misc]
-            with capture({layer: loaded.layout.decoder_layers[layer]}, "output", stop=True) as seen:
-                loaded.model.base_model(
-                    input_ids=tokens,
-                    attention_mask=mask,
-                    position_ids=positions[:, longest:],
-                    past_key_values=_prefix_cache(prefix),
-                    use_cache=False,
-                )
-        if prefix:
-            # Layers up to `layer` are not run again; the first stands for all of them.
-            prefix[: layer + 1] = [prefix[0]] * (layer + 1)
-        return cls(loaded, layer, tokens, seen[layer], mask, positions[:, longest:], prefix)
+                with _starting_after(upper, layer, hidden[:, :longest]):
+                    upper.model.base_model(
+                        input_ids=tokens[:, :longest],
+                        attention_mask=mask[:, :longest],
+                        position_ids=positions[:, :longest],
+                        past_key_values=cache,
+                        use_cache=True,
+                    )
+                above = cache.layers[layer + 1 :]
+                prefix = [(entry.keys, entry.values) for entry in above]  # type: ignore[misc]
+                # Layers up to z are never run again; the first above stands for all of them.
+                prefix = [prefix[0]] * (layer + 1) + prefix
+        return cls(
+            upper,
+            layer,
+            tokens[:, longest:],
+            hidden[:, longest:],
+            mask,
+            positions[:, longest:],
+            prefix,
+        )
 
     def logits(self, hidden: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Logits at chosen places when layer z's output is ``hidden``; gradients flow to it.
 
         Args:
-            hidden: [b, s, d_model].
+            hidden: [b, s, d_model]; rounded to the dtype of the layers above.
             rows, columns: n places in the suffixes.
 
         Returns:
             [n, vocab], in float32.
         """
-        layout = self.loaded.layout
-        tuples = self.loaded.layers_return_tuples
         with (
-            start_after(layout.decoder_layers, self.layer, hidden, tuples=tuples),
-            select_positions(layout.head, rows, columns),
+            _starting_after(self.upper, self.layer, hidden),
+            select_positions(self.upper.layout.head, rows, columns),
+            _attention_kernels(hidden.device),
         ):
-            output = self.loaded.model(
+            output = self.upper.model(
                 input_ids=self.tokens,
                 attention_mask=self.mask,
                 position_ids=self.positions,
@@ -139,7 +175,7 @@ class SuffixBatch:
         width = int(used[prefix_length:].sum())
         first = prefix_length - left
         return SuffixBatch(
-            self.loaded,
+            self.upper,
             self.layer,
             self.tokens[rows, :width],
             self.hidden[rows, :width],
@@ -149,6 +185,22 @@ class SuffixBatch:
             if left
             else [],
         )
+
+
+def _starting_after(
+    loaded: LoadedModel, layer: int, hidden: Tensor
+) -> AbstractContextManager[None]:
+    return start_after(
+        loaded.layout.decoder_layers,
+        layer,
+        hidden.to(loaded.layout.head.weight.dtype),  # type: ignore[arg-type]
+        tuples=loaded.layers_return_tuples,
+    )
+
+
+def _attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """On the CPU the plain one: flash attention's backward is eight times slower in bfloat16."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _prefix_cache(prefix: list[tuple[Tensor, Tensor]]) -> DynamicCache | None:
