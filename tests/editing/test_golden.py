@@ -206,20 +206,6 @@ def test_transforms_of_the_published_update(golden: Golden, layer: int) -> None:
     assert sphere.ranks[layer] == golden.figures[f"rank_e0.5_{layer}"]
 
 
-def test_batched_target_values_equal_one_by_one(golden: Golden) -> None:
-    requests = golden.requests[:4]
-    together = solve_target_values(
-        golden.loaded, requests, LAYERS[-1], golden.contexts, golden.values, TOKENS
-    )
-    for index, request in enumerate(requests):
-        # Nine tokens a batch: rows of one request fall into many micro-batches too.
-        alone = solve_target_values(
-            golden.loaded, [request], LAYERS[-1], golden.contexts, golden.values, 9
-        )
-        assert relative_error(alone.values[0], together.values[index]) < 1e-3
-        assert alone.losses[0] == pytest.approx(together.losses[index], abs=1e-3)
-
-
 def test_target_values_stay_within_the_clamp(golden: Golden, target_values: TargetValues) -> None:
     measured = measure(golden.loaded, golden.requests, 0, LAYERS[-1], golden.contexts, TOKENS)
     delta = (target_values.values - measured.hidden.T).norm(dim=1)

@@ -8,6 +8,7 @@ from sphere_bench.editing.statistics import default_cache_dir, load_or_compute, 
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.fingerprint import model_fingerprint
 from sphere_bench.models.loading import LoadedModel, load_model
+from tests.reference.statistics import second_moment
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TEXTS = [
@@ -37,27 +38,13 @@ def corpus(tmp_path: Path) -> Path:
     return file
 
 
-def plain_moment(
-    loaded: LoadedModel, layer: int, tokens: int, max_length: int
-) -> tuple[torch.Tensor, int]:
-    """One window at a time, no padding."""
-    total, seen = torch.zeros((), dtype=torch.float64), 0
+def windows(loaded: LoadedModel, tokens: int, max_length: int) -> list[list[int]]:
+    """The first ``tokens`` tokens of the texts, each text in rows of at most ``max_length``."""
+    cut: list[list[int]] = []
     for text in TEXTS:
-        ids = loaded.tokenizer(text)["input_ids"]
-        for start in range(0, len(ids), max_length):
-            window = ids[start : start + max_length][: tokens - seen]
-            if not window:
-                continue
-            keys = []
-            handle = loaded.layout.projection(layer).register_forward_pre_hook(
-                lambda _module, inputs, keys=keys: keys.append(inputs[0][0].double())
-            )
-            with torch.no_grad():
-                loaded.model(torch.tensor([window]))
-            handle.remove()
-            total = total + keys[0].T @ keys[0]
-            seen += len(window)
-    return total / seen, seen
+        ids = loaded.tokenizer(text)["input_ids"][: tokens - sum(map(len, cut))]
+        cut += [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
+    return cut
 
 
 def forbid_forwards(loaded: LoadedModel) -> None:
@@ -69,14 +56,17 @@ def forbid_forwards(loaded: LoadedModel) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 17, 60, 10_000])
 @pytest.mark.parametrize("max_length", [7, 512])
-def test_moments_equal_a_plain_loop_over_exactly_the_tokens_asked_for(loaded, tokens, max_length):
+def test_moments_equal_the_plain_references_over_exactly_the_tokens_asked_for(
+    loaded, tokens, max_length
+):
     result = second_moments(loaded, [0, 2], TEXTS, tokens, max_length=max_length)
+    texts = windows(loaded, tokens, max_length)
     for layer in (0, 2):
-        expected, seen = plain_moment(loaded, layer, tokens, max_length)
+        expected = second_moment(loaded, layer, texts)
         moment = result.moments[layer]
         assert moment.dtype == torch.float64
         assert (moment - expected).norm() < 1e-6 * expected.norm()
-        assert result.tokens == seen
+    assert result.tokens == sum(map(len, texts))
     if tokens < 100:
         assert result.tokens == tokens
 

@@ -1,4 +1,4 @@
-"""Scores against a plain loop, and what batching must not change."""
+"""Scores against the plain reference, and what batching must not change."""
 
 import math
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 import torch
 from tokenizers import normalizers
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.evaluation.scoring import TargetScore, score_targets
+from sphere_bench.evaluation.scoring import score_targets
 from sphere_bench.models.loading import LoadedModel, wrap_model
 from tests.evaluation.fake_model import FakeModel, fake_model
 from tests.evaluation.tokenizer_families import build
+from tests.reference.scoring import score_record
 
 PAIRS = [
     ("The mother tongue of Danielle Darrieux is", "French"),
@@ -62,23 +63,10 @@ def loaded(request: pytest.FixtureRequest) -> LoadedModel:
     return wrap_model(random_model(request.param, len(tokenizer)), tokenizer)
 
 
-def plain_score(loaded: LoadedModel, prompt: str, target: str) -> TargetScore:
-    """One text at a time, all logits, no padding, token after token."""
-    before = len(loaded.tokenizer(prompt)["input_ids"])
-    ids = loaded.tokenizer(f"{prompt} {target}")["input_ids"]
-    with torch.no_grad():
-        logits: Tensor = loaded.model(input_ids=torch.tensor([ids])).logits[0].double()
-    nll, matches = [], []
-    for place in range(before, len(ids)):
-        probabilities = torch.softmax(logits[place - 1], dim=-1)
-        nll.append(-math.log(probabilities[ids[place]].item()))
-        matches.append(int(probabilities.argmax()) == ids[place])
-    return TargetScore(sum(nll) / len(nll), tuple(matches))
-
-
-def test_scores_are_those_of_a_plain_loop(loaded: LoadedModel) -> None:
+def test_scores_are_those_of_the_plain_reference(loaded: LoadedModel) -> None:
     for pair, score in zip(PAIRS, score_targets(loaded, PAIRS), strict=True):
-        expected = plain_score(loaded, *pair)
+        # One pair at a time: no padding at all.
+        (expected,) = score_record(loaded, [pair])
         assert score.nll == pytest.approx(expected.nll, abs=2e-6)
         assert score.matches == expected.matches
 
@@ -86,8 +74,9 @@ def test_scores_are_those_of_a_plain_loop(loaded: LoadedModel) -> None:
 def test_scores_in_double_precision_are_exact(loaded: LoadedModel) -> None:
     loaded.model.double()
     try:
-        for pair, score in zip(PAIRS, score_targets(loaded, PAIRS), strict=True):
-            assert score.nll == pytest.approx(plain_score(loaded, *pair).nll, abs=1e-6)
+        scores = zip(score_targets(loaded, PAIRS), score_record(loaded, PAIRS), strict=True)
+        for score, expected in scores:
+            assert score.nll == pytest.approx(expected.nll, abs=1e-6)
     finally:
         loaded.model.float()
 

@@ -1,0 +1,99 @@
+"""The batched code equals the plain per-request reference, on many layouts."""
+
+from dataclasses import replace
+
+import pytest
+
+from sphere_bench.editing.editor import LocateThenEdit
+from sphere_bench.editing.keys import measure
+from sphere_bench.editing.pipeline import EditingSetup
+from sphere_bench.editing.solvers import LeastSquares
+from sphere_bench.editing.transforms import Sphere
+from sphere_bench.editing.values import ValueSettings, solve_target_values
+from sphere_bench.editing.weights import EditedWeights
+from sphere_bench.models.loading import LoadedModel
+from tests.golden_numbers import LAYERS, NAMES, Golden, load_golden, relative_error
+from tests.reference import memit
+from tests.reference.keys import hidden_at, keys_at
+from tests.reference.values import target_value
+from tests.tiny_models import CONFIGS, tiny_model
+
+# The published algorithm knows no cap on the logits.
+ARCHITECTURES = [architecture for architecture in CONFIGS if architecture != "gemma2"]
+TOKENS = 2048
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return load_golden(request.param)
+
+
+def assert_same_values(
+    loaded: LoadedModel, golden: Golden, settings: ValueSettings, count: int
+) -> list[int]:
+    """The iterations that each request took part in."""
+    requests, layer, contexts = golden.requests[:count], LAYERS[-1], golden.contexts
+    plain = [target_value(loaded, request, layer, contexts, settings) for request in requests]
+    for tokens in (40, TOKENS):
+        fast = solve_target_values(loaded, requests, layer, contexts, settings, tokens)
+        for index, expected in enumerate(plain):
+            assert fast.losses[index] == pytest.approx(expected.losses, abs=2e-5)
+            assert relative_error(fast.values[index], expected.value) < 1e-5
+    return [len(expected.losses) for expected in plain]
+
+
+def test_the_reference_has_the_published_loss_traces(golden: Golden) -> None:
+    for index in (0, 7, 13):
+        request = golden.requests[index]
+        plain = target_value(golden.loaded, request, LAYERS[-1], golden.contexts, golden.values)
+        assert plain.losses == pytest.approx(golden.figures["loss_traces"][index], abs=1e-3)
+
+
+def test_values_of_requests_that_finish_at_different_iterations(golden: Golden) -> None:
+    settings = replace(golden.values, loss_threshold=0.5)
+    iterations = assert_same_values(golden.loaded, golden, settings, count=6)
+    assert min(iterations) < settings.steps and len(set(iterations)) > 3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_values_on_every_layout(architecture: str) -> None:
+    settings = replace(load_golden(NAMES[0]).values, steps=4)
+    assert_same_values(tiny_model(architecture), load_golden(NAMES[0]), settings, count=3)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("tokens", [40, TOKENS])
+def test_keys_and_hidden_states(golden: Golden, layer: int, tokens: int) -> None:
+    loaded, requests, contexts = golden.loaded, golden.requests, golden.contexts
+    fast = measure(loaded, requests, layer, LAYERS[-1], contexts, tokens)
+    assert relative_error(fast.keys, keys_at(loaded, requests, layer, contexts)) < 2e-6
+    assert relative_error(fast.hidden, hidden_at(loaded, requests, LAYERS[-1])) < 2e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_batches_of_memit_with_sphere(name: str) -> None:
+    weight = load_golden(name).figures["hparams"]["mom2_update_weight"]
+    fast, plain = fresh_setup(name), fresh_setup(name)
+    editor = LocateThenEdit(fast, LeastSquares(second_moment_weight=weight))
+    for batch in (fast.stream[:4], fast.stream[4:8]):
+        editor.edit(batch)
+        memit.edit(plain, batch, plain.second_moments(), weight)
+        for layer in LAYERS:
+            change = fast.weights.current[layer] - fast.weights.pretrained[layer]
+            expected = plain.weights.current[layer] - plain.weights.pretrained[layer]
+            assert relative_error(change, expected) < 1e-4
+
+
+def fresh_setup(name: str) -> EditingSetup:
+    golden = load_golden(name)
+    return EditingSetup(
+        loaded=golden.loaded,
+        weights=EditedWeights(golden.loaded.layout, LAYERS),
+        values=replace(golden.values, steps=5),
+        contexts=golden.contexts,
+        second_moments=lambda: golden.second_moments,
+        stream=golden.requests,
+        sphere=Sphere(0.8, basis="current", normalize_rows=True, rank_rule="published-code"),
+        apply="after",
+        tokens_per_batch=TOKENS,
+    )

@@ -1,0 +1,68 @@
+"""A batch of MEMIT with SPHERE as published: dense systems of d_in unknowns, anew every batch."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup
+from tests.reference.keys import hidden_at, keys_at
+from tests.reference.values import target_value
+
+
+def edit(
+    setup: EditingSetup,
+    requests: Sequence[EditRequest],
+    second_moments: Mapping[int, Tensor],
+    second_moment_weight: float,
+) -> BatchReport:
+    """Write a batch into the model; all layers' updates are found before SPHERE projects them."""
+    loaded, weights, device = setup.loaded, setup.weights, setup.loaded.device
+    last = weights.layers[-1]
+    report = BatchReport()
+    with report.timed("values", device):
+        values = torch.stack(
+            [
+                target_value(loaded, request, last, setup.contexts, setup.values).value
+                for request in requests
+            ],
+            dim=1,
+        )
+    before = dict(weights.current)
+    updates = {}
+    for index, layer in enumerate(weights.layers):
+        with report.timed("keys", device):
+            keys = keys_at(loaded, requests, layer, setup.contexts)
+            hidden = hidden_at(loaded, requests, last)
+        with report.timed("update", device):
+            residual = (values - hidden) / (len(weights.layers) - index)
+            system = second_moment_weight * second_moments[layer].double()
+            updates[layer] = least_squares(keys.double(), residual.double(), system)
+        weights.write(layer, before[layer] + updates[layer])
+    if setup.sphere is not None:
+        alpha, eta = setup.sphere.alpha, setup.sphere.eta
+        for layer in weights.layers:
+            with report.timed("transform", device):
+                updates[layer] = project(updates[layer], before[layer], alpha, eta)
+            weights.write(layer, before[layer] + updates[layer])
+    return report
+
+
+def least_squares(keys: Tensor, residual: Tensor, system: Tensor) -> Tensor:
+    """dW = R K^T (A + K K^T)^-1 [d_out, d_in]."""
+    return residual @ torch.linalg.solve(system + keys @ keys.T, keys).T
+
+
+def project(update: Tensor, weight: Tensor, alpha: float, eta: float) -> Tensor:
+    """SPHERE's published code (arXiv 2510.01172): U from the rows of W divided by their norms.
+
+    r is one more than the number of eigenvalues whose cumulative share is at most eta.
+    """
+    rows = weight / weight.norm(dim=1, keepdim=True)
+    eigenvalues, vectors = torch.linalg.eigh(rows.T @ rows)
+    shares = eigenvalues.flip(0).cumsum(0) / eigenvalues.sum()
+    rank = int((shares <= eta).sum()) + 1
+    directions = vectors[:, -rank:].to(update)
+    projector = torch.eye(len(directions)).to(update) - alpha * directions @ directions.T
+    return update @ projector
