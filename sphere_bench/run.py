@@ -170,6 +170,7 @@ def build_model(config: Config) -> LoadedModel:
         dtype=model.dtype,
         device=config.device,
         revision=model.revision,
+        shape=model.shape,
         layers_module=model.modules.layers,
         projection=model.modules.projection,
         trust_remote_code=model.trust_remote_code,

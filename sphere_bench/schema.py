@@ -66,7 +66,10 @@ class FineTuningConfig:
 
 @dataclass
 class ModelConfig:
-    """Where the model is, which layers are edited and with which numbers."""
+    """Where the model is, which layers are edited and with which numbers.
+
+    With a ``shape`` (a configuration of transformers) its weights are random: for timing.
+    """
 
     name: str
     path: str
@@ -76,6 +79,7 @@ class ModelConfig:
     rome: RomeConfig
     fine_tuning: FineTuningConfig
     revision: str | None = None
+    shape: dict[str, Any] | None = None
     dtype: str = "float32"
     modules: ModulesConfig = field(default_factory=ModulesConfig)
     trust_remote_code: bool = False

@@ -109,6 +109,12 @@ def test_a_wrong_input_is_told_in_one_line(sphere_bench_in, tmp_path, arguments,
     assert [path.name for path in tmp_path.rglob("*") if path.name != "results"] == []
 
 
+def test_a_model_for_a_gpu_needs_one(sphere_bench_in):
+    result = sphere_bench_in("run", "model=llama3-8b-random", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 2
+    assert re.fullmatch("sphere-bench: error: device=cuda is not usable here .*\n", result.stderr)
+
+
 @pytest.mark.parametrize("sweep", [[], ["-m"]])
 def test_a_run_folder_that_cannot_be_made_is_named(sphere_bench_in, tmp_path, sweep):
     (tmp_path / "file").touch()

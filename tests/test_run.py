@@ -17,6 +17,7 @@ from sphere_bench.editing.ultraedit import UltraEdit
 from sphere_bench.recording import SCHEMAS, Table
 
 QUICK = ("model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "evaluation.seen=5")
+STREAM = ("edits.total=8", "edits.batch_size=4", "evaluation.seen=5")
 THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=1")
 
 
@@ -70,6 +71,16 @@ def test_three_steps_are_recorded(folder: Path) -> None:
     assert (progress["state"], progress["step"], progress["edits"]) == ("done", 3, 9)
     assert Checkpoints(folder / "checkpoints").steps() == [2, 3]
     assert (folder / "config.yaml").is_file() and (folder / "provenance.json").is_file()
+
+
+def test_a_model_of_random_weights_is_edited_like_any_other(tmp_path: Path) -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "vocab_size": 2600}
+    small = (f"model.shape.{key}={value}" for key, value in shape.items())
+    heads = ("model.shape.num_attention_heads=4", "model.shape.num_key_value_heads=2")
+    where = ("model=llama3-8b-random", "device=cpu", "model.layers=[1,2]", "run.name=random")
+    assert run(tmp_path, *where, *small, *heads, "model.values.steps=2", *STREAM) == 0
+    layers = table(tmp_path / "random", "layers")
+    assert (layers.loc[layers["step"] == 2, "drift"] > 0).all()
 
 
 def test_the_same_command_again_prints_the_summary_and_changes_nothing(

@@ -1,5 +1,6 @@
 """A pretrained causal decoder with its tokenizer and layout."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def load_model(
     dtype: str = "float32",
     device: str = "auto",
     revision: str | None = None,
+    shape: Mapping[str, Any] | None = None,
     layers_module: str | None = None,
     projection: str | None = None,
     trust_remote_code: bool = False,
@@ -63,6 +65,8 @@ def load_model(
         dtype: a torch dtype's name.
         device: ``auto`` (CUDA, else MPS, else CPU) or a torch device.
         revision: the hub's revision.
+        shape: a configuration of transformers, ``model_type`` included; the model then has random
+            weights of this shape, and ``path`` gives its tokenizer only.
         layers_module, projection: see :class:`Layout`.
         trust_remote_code: run code that comes with the model.
 
@@ -84,15 +88,45 @@ def load_model(
         )
     else:
         name = path
+    weights_type = getattr(torch, dtype)
     try:
         # First, so that an unknown architecture is told as such, and before anything slow.
         AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), **source)
+        model = (
+            AutoModelForCausalLM.from_pretrained(name, dtype=weights_type, **source)
+            if shape is None
+            else random_model(shape, weights_type, target)
+        )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise SphereBenchError(f"model.path={path}: cannot load it: {_reason(error)}") from error
     torch.nn.Module.to(model, target)
     return wrap_model(model, tokenizer, layers_module=layers_module, projection=projection)
+
+
+def random_model(
+    shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    """A model of this shape, made on the device itself; its weights are the same every time.
+
+    Raises:
+        SphereBenchError: transformers knows no such shape.
+    """
+    try:
+        known = AutoConfig.for_model(shape["model_type"])
+        for name in shape:
+            if not hasattr(known, name):
+                raise ValueError(f"{shape['model_type']} has no {name}")
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), device:
+            torch.manual_seed(0)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(**shape), dtype=dtype
+            )
+    # What is wrong with a shape is told by exceptions of several libraries.
+    except Exception as error:
+        raise SphereBenchError(f"model.shape: cannot make it: {_reason(error)}") from error
+    return model
 
 
 def wrap_model(
