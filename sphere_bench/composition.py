@@ -1,6 +1,6 @@
 """The configuration's files, and the typed configuration of what Hydra composed from them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -39,6 +39,19 @@ def known_keys(node: type = Config, prefix: str = "") -> Iterator[str]:
         yield key
         if is_dataclass(kind):
             yield from known_keys(cast(type, kind), f"{key}.")
+
+
+def compose_config(overrides: Sequence[str]) -> Config:
+    """The configuration that ``sphere-bench run`` has with these overrides, outside of a run.
+
+    Raises:
+        Exception: as :func:`validate`, and Hydra's own; ``complaints`` knows what to say.
+    """
+    from hydra import compose, initialize_config_dir
+
+    register_resolvers()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+        return validate(compose("run", list(overrides)))
 
 
 def validate(composed: DictConfig) -> Config:

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,17 +32,24 @@ def test_memit_satisfies_its_normal_equations(seed: int) -> None:
     )
 
 
-def test_remembered_keys_enter_the_system_of_later_batches() -> None:
-    solver = LeastSquares(second_moment_weight=WEIGHT, ridge=20.0, remember="written")
+@pytest.mark.parametrize("remember", ["written", "solved"])
+@pytest.mark.parametrize("null_space", [None, NullSpace(threshold=0.5)])
+def test_fifty_batches_equal_full_solves_over_all_keys_so_far(
+    remember: Literal["written", "solved"], null_space: NullSpace | None
+) -> None:
+    """dW = R K^T (A + Kp Kp^T + K K^T)^-1, all of it within the null space where there is one."""
+    solver = LeastSquares(WEIGHT, ridge=20.0, remember=remember, null_space=null_space)
     solver.prepare({0: moment(0)})
-    past = [draw(WIDTH, REQUESTS, seed=seed) for seed in range(10)]
-    for keys in past:
-        solver.remember(0, keys)
-    keys, residual = draw(WIDTH, REQUESTS, seed=30), draw(OUT, REQUESTS, seed=31)
-    everything = torch.cat([*past, keys], dim=1)
-    system = WEIGHT * moment(0) + 20.0 * torch.eye(WIDTH) + everything @ everything.T
-    expected = torch.linalg.solve(system, keys @ residual.T).T
-    torch.testing.assert_close(solver.solve(0, keys, residual), expected)
+    basis = torch.eye(WIDTH).double() if null_space is None else null_space.basis(moment(0), 0)
+    system = basis.T @ (WEIGHT * moment(0) + 20.0 * torch.eye(WIDTH)) @ basis
+    for batch in range(50):
+        keys, residual = draw(WIDTH, REQUESTS, seed=batch), draw(OUT, REQUESTS, seed=50 + batch)
+        inside = basis.T @ keys
+        system = system + inside @ inside.T
+        expected = residual @ torch.linalg.solve(system, inside).T @ basis.T
+        torch.testing.assert_close(solver.solve(0, keys, residual), expected)
+        if solver.remembers_written_keys:
+            solver.remember(0, keys)
 
 
 def test_null_space_solve_equals_alphaedits_own_system() -> None:
@@ -107,11 +116,11 @@ def test_emmets_own_form_is_least_squares_with_its_weight_as_lambda() -> None:
 
 
 def test_rlsedits_recursion_is_least_squares_that_remembers_what_it_solved() -> None:
-    """P <- P - P K (I + K^T P K)^-1 K^T P, then dW = R K^T P, over ten batches."""
+    """P <- P - P K (I + K^T P K)^-1 K^T P, then dW = R K^T P, over fifty batches."""
     solver = LeastSquares(second_moment_weight=WEIGHT, remember="solved")
     solver.prepare({0: moment(0)})
     inverse = torch.linalg.inv(WEIGHT * moment(0))
-    for batch in range(10):
+    for batch in range(50):
         keys, residual = draw(WIDTH, REQUESTS, seed=batch), draw(OUT, REQUESTS, seed=50 + batch)
         gain = inverse @ keys
         inner = torch.eye(REQUESTS) + keys.T @ gain

@@ -1,0 +1,90 @@
+"""A later batch costs what the second one did: the same operations, the same memory."""
+
+import gc
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sphere_bench.composition import compose_config
+from sphere_bench.run import build_dataset, build_model, build_setup
+
+BATCHES = 10
+# Every request takes all iterations, or batches would differ in what is left to do.
+OVERRIDES = (
+    "edits.total=3",
+    "edits.batch_size=3",
+    "model.values.steps=2",
+    "model.values.loss_threshold=0",
+    "values.contexts=['Nobody knew. {}']",
+    "statistics.tokens=8000",
+)
+EDITORS = {
+    "memit": (),
+    "memit-seq": (),
+    "alphaedit": (),
+    "rlsedit": (),
+    "encore": ("editor.method.stop_at_argmax=false",),
+    "ultraedit": (),
+}
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name and by the shapes that they work on, those of gradients too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[tuple[str, tuple[tuple[int, ...], ...]]] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        shapes = (tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if is_tensor(leaf))
+        self.counts[str(function), tuple(shapes)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def is_tensor(thing: object) -> bool:
+    return issubclass(type(thing), Tensor)
+
+
+def tensor_bytes(things: list[Any]) -> int:
+    """Size of the storages behind the tensors among ``things``."""
+    storages = {
+        storage.data_ptr(): storage.nbytes()
+        for storage in (thing.untyped_storage() for thing in things if is_tensor(thing))
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("editor_name", EDITORS)
+def test_operations_and_memory_do_not_grow_with_the_edits_made(editor_name: str) -> None:
+    config = compose_config([f"editor={editor_name}", *OVERRIDES, *EDITORS[editor_name]])
+    dataset = build_dataset(config)
+    setup = build_setup(config, build_model(config), dataset)
+    editor = instantiate(config.editor.method)(setup)
+    requests = [record.request for record in dataset.records]
+    operations, in_state, alive = [], [], []
+    for _ in range(BATCHES):
+        with Operations() as seen:
+            editor.edit(requests)
+        operations.append(seen.counts)
+        state: Mapping[str, Any] = editor.state_dict()
+        in_state.append(tensor_bytes(tree_leaves(state)))
+        if len(operations) in (2, BATCHES):
+            gc.collect()
+            alive.append(tensor_bytes(gc.get_objects()))
+    # The first batch also does what is done once, such as finding the principal directions.
+    second = operations[1]
+    assert all(later == second for later in operations[2:])
+    assert any(name.startswith("aten.mm") for name, _ in second)
+    assert set(in_state) == {in_state[0]}
+    assert (in_state[0] > 0) == (editor_name != "memit")
+    assert alive[1] == alive[0]
+    assert all(torch.isfinite(weight).all() for weight in setup.weights.current.values())
