@@ -8,17 +8,20 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c co
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format types clean
+.PHONY: help run test bench lint format types clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), ARGS='' (for run and test)"
+	@echo "Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), ARGS='' (for run, test and bench)"
 
 run: $(VENV)/.installed ## run the benchmark on the bundled tiny GPT-2, offline
 	HF_HUB_OFFLINE=1 $(BIN)/sphere-bench run $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+bench: $(VENV)/.installed ## time a batch against the published algorithm and the machine
+	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and formatting
 	$(BIN)/ruff check .

@@ -85,7 +85,9 @@ class LocateThenEdit:
         device = setup.loaded.device
         with self.pipeline.batch() as report:
             with report.timed("values", device):
-                target_values = self._target_values(requests).T
+                solved = self._solve(requests)
+                target_values = self._transformed(solved.values).T
+            report.losses = solved.losses
             before = dict(weights.current)
             proposed: dict[int, Tensor] = {}
             for index, layer in enumerate(weights.layers):
@@ -124,9 +126,8 @@ class LocateThenEdit:
         if self.value_transform is not None:
             self.value_transform.load_state_dict(state.get("value_transform", {}))
 
-    def _target_values(self, requests: Sequence[EditRequest]) -> Tensor:
-        """z of the requests, [n, d_model]."""
-        values = self._solve(requests).values
+    def _transformed(self, values: Tensor) -> Tensor:
+        """The target values [n, d_model] that the solver shall reach."""
         if self.value_transform is None:
             return values
 

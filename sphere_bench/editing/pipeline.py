@@ -67,9 +67,16 @@ class LayerReport:
 
 @dataclass
 class BatchReport:
-    """Per layer what happened, and how long each stage took, in seconds."""
+    """What happened in a batch.
+
+    Attributes:
+        layers: per layer.
+        losses: of the value solver: each request's loss at every iteration that it took part in.
+        seconds: how long each stage took.
+    """
 
     layers: dict[int, LayerReport] = field(default_factory=dict)
+    losses: list[list[float]] = field(default_factory=list)
     seconds: dict[str, float] = field(
         default_factory=lambda: {"values": 0.0, "keys": 0.0, "update": 0.0, "transform": 0.0}
     )

@@ -22,13 +22,12 @@ def edit(
     last = weights.layers[-1]
     report = BatchReport()
     with report.timed("values", device):
-        values = torch.stack(
-            [
-                target_value(loaded, request, last, setup.contexts, setup.values).value
-                for request in requests
-            ],
-            dim=1,
-        )
+        solved = [
+            target_value(loaded, request, last, setup.contexts, setup.values)
+            for request in requests
+        ]
+        values = torch.stack([each.value for each in solved], dim=1)
+    report.losses = [each.losses for each in solved]
     before = dict(weights.current)
     updates = {}
     for index, layer in enumerate(weights.layers):

@@ -1,0 +1,244 @@
+"""The sections of `benchmark.py`: memory, stages, the value solver's rate, growth."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pandas
+import torch
+from benchmark_work import (
+    count_gradient_tokens,
+    matrix_product_rate,
+    request_work,
+    synchronize,
+    useful_operations,
+)
+from hydra.utils import instantiate
+
+from sphere_bench.data.corpus import corpus_texts
+from sphere_bench.data.records import EditRequest, Record
+from sphere_bench.editing.editor import LocateThenEdit
+from sphere_bench.editing.pipeline import BatchReport
+from sphere_bench.editing.statistics import GENERATED, second_moments
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.evaluation.protocol import score_records
+from sphere_bench.geometry.energy import row_geometry
+from sphere_bench.models.sampling import self_written_texts
+from sphere_bench.models.tokens import encode
+from sphere_bench.run import build_dataset, build_model, build_setup
+from sphere_bench.runner import peak_memory_bytes
+from sphere_bench.schema import Config
+from tests.reference import memit
+from tests.reference.scoring import score_record
+from tests.reference.statistics import second_moment
+
+STAGES = ("values", "keys", "update", "transform")
+PRECISIONS = (torch.float32, torch.bfloat16)
+
+
+class Benchmark:
+    """One configuration; every section adds to ``rows``.
+
+    Args:
+        config: what is edited: the first batch of its dataset, on the unedited model.
+        reference_edits: how many of that batch's requests the reference edits and scores.
+    """
+
+    def __init__(self, config: Config, reference_edits: int) -> None:
+        self.config = config
+        dataset = build_dataset(config)
+        self.accuracy = dataset.accuracy
+        self.loaded = build_model(config)
+        self.device = self.loaded.device
+        setup = build_setup(config, self.loaded, dataset)
+        self.second_moments = dict(setup.second_moments())
+        self.setup = replace(setup, second_moments=lambda: self.second_moments)
+        self.records: list[Record] = list(dataset.records[: config.edits.batch_size])
+        self.requests: list[EditRequest] = [record.request for record in self.records]
+        self.sample = min(reference_edits, len(self.requests))
+        self.precision = getattr(self.setup.values, "precision", None) or self.loaded.dtype
+        self.rows: list[dict[str, Any]] = []
+
+    def table(self) -> pandas.DataFrame:
+        """All rows, each with what was measured."""
+        facts = {
+            "model": self.config.model.name,
+            "editor": self.config.editor.name,
+            "device": str(self.device),
+            "dtype": _name(self.loaded.dtype),
+            "precision": _name(self.precision),
+            "edits": len(self.requests),
+            "reference_edits": self.sample,
+            "threads": torch.get_num_threads(),
+        }
+        return pandas.DataFrame([{**row, **facts} for row in self.rows])
+
+    def memory(self) -> None:
+        """Peak memory of batches of rising size, two iterations each."""
+        count = len(self.requests)
+        for size in (*(size for size in (1, 10, 100) if size < count), count):
+            self._tell(f"memory of a batch of {size}")
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+            # A process's peak can be reset on Linux only; elsewhere the sizes rise anyhow.
+            with suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+            self._edit(self.requests[:size], steps=2)
+            peak = peak_memory_bytes(self.setup.weights) or 0
+            self._add("memory", f"peak, batch of {size}", "MiB", peak / 2**20)
+
+    def stages(self) -> None:
+        """Seconds an edit of every stage, and what the value solver makes of the machine.
+
+        The reference edits a sample of the batch. Its values and keys count by the sample, its
+        dense solves and decompositions by the whole batch: they cost any batch the same.
+        """
+        count = len(self.requests)
+        self._tell("warming up")
+        with count_gradient_tokens(self.loaded) as counted:  # in the first of two iterations
+            self._edit(self.requests, steps=2)
+        self._tell(f"editing {count} requests")
+        report = self._edit(self.requests)
+        own = {stage: report.seconds[stage] / count for stage in STAGES}
+        weights = self.setup.weights.current.values()
+        energy = sum(self._seconds(row_geometry, weight) for weight in weights) / count
+
+        plain: dict[str, float] = {}
+        if self.sample:
+            self._tell(f"the reference edits {self.sample} requests")
+            self._restore()
+            requests, weight = self.requests[: self.sample], self.config.model.second_moment_weight
+            slow = memit.edit(self.setup, requests, self.second_moments, weight)
+            shares = dict(zip(STAGES, (self.sample, self.sample, count, count), strict=True))
+            plain = {stage: slow.seconds[stage] / share for stage, share in shares.items()}
+        for stage in STAGES:
+            self._add("stage", stage, "s/edit", own[stage], plain.get(stage))
+        total = sum(own.values())
+        self._add("stage", "edit", "s/edit", total, sum(plain.values()) or None)
+        self._add("stage", "energy", "s/edit", energy)
+        for stage, seconds in (("transform", own["transform"]), ("energy", energy)):
+            share = 100 * seconds / (total + energy)
+            self._add("stage", f"{stage}, share of a batch", "%", share)
+        self._value_solver(report, max(counted.values(), default=0))
+        if self.sample:
+            # That of the same requests: the work is the same.
+            own_loss, plain_loss = (
+                sum(losses[-1] for losses in found[: self.sample]) / self.sample
+                for found in (report.losses, slow.losses)
+            )
+            self._add("values", "final loss, the sample's", "nats", own_loss, plain_loss)
+        self._restore()
+
+    def evaluation(self) -> None:
+        """Seconds a record."""
+        self._tell("evaluation")
+        score_records(self.loaded, self.records[:2], self.accuracy)
+        own = self._seconds(score_records, self.loaded, self.records, self.accuracy)
+        plain = 0.0
+        for record in self.records[: self.sample]:
+            pairs = [
+                (prompt.prompt, target)
+                for prompt in record.case.prompts
+                for target in (prompt.target_new, prompt.target_true)
+                if target is not None
+            ]
+            plain += self._seconds(score_record, self.loaded, pairs) / self.sample
+        self._add("stage", "evaluation", "s/record", own / len(self.records), plain or None)
+
+    def statistics(self, tokens: int) -> None:
+        """Seconds that all edited layers take for a thousand tokens of text."""
+        if not tokens:
+            return
+        self._tell("key statistics")
+        corpus, layers = self.config.statistics.corpus, self.setup.weights.layers
+        source = self_written_texts(self.loaded) if corpus == GENERATED else corpus_texts(corpus)
+        texts: list[str] = []
+        ids: list[list[int]] = []
+        while sum(map(len, ids)) < tokens and (text := next(source, None)) is not None:
+            texts.append(text)
+            ids.append(encode(self.loaded.tokenizer, text).ids)
+        count = sum(map(len, ids))
+        second_moments(self.loaded, layers, texts[:1], len(ids[0]))
+        own = self._seconds(second_moments, self.loaded, layers, texts, count)
+        plain = 0.0
+        for layer in layers if self.sample else ():
+            plain += self._seconds(second_moment, self.loaded, layer, ids)
+        scale = 1000 / count
+        self._add("stage", "statistics", "s/1000 tokens", scale * own, scale * plain or None)
+
+    def growth(self, steps: int, edits: int) -> None:
+        """The last of many batches and the first, all of the same requests and iterations."""
+        if not steps or not edits:
+            return
+        self._tell(f"{steps} batches, one after another")
+        self._restore()
+        editor = self._editor(loss_threshold=0.0)
+        requests = self.requests[:edits]
+        editor.edit(requests)  # does what is done once a run
+        found = [editor.edit(requests).seconds for _ in range(steps)]
+        for stage in STAGES:
+            name = f"{stage}, step {steps} and step 1"
+            self._add("growth", name, "s/batch", found[-1][stage], found[0][stage])
+        self._restore()
+
+    def _value_solver(self, report: BatchReport, padded_tokens: int) -> None:
+        """The solver's rate in a batch, and the padding among the tokens of its first iteration."""
+        rates = {dtype: matrix_product_rate(self.device, dtype) for dtype in PRECISIONS}
+        for dtype, rate in rates.items():
+            self._add("machine", f"matrix product, {_name(dtype)}", "GFLOP/s", rate / 1e9)
+        iterations = [len(losses) for losses in report.losses]
+        work = useful_operations(self.setup, self.requests, iterations) / 1e9
+        self._add("values", "iterations", "1/edit", sum(iterations) / len(iterations))
+        self._add("values", "useful work", "GFLOP/edit", work / len(iterations))
+        achieved, machine = work / report.seconds["values"], rates.get(self.precision)
+        self._add("values", "useful work a second", "GFLOP/s", achieved, machine and machine / 1e9)
+        # Here the more the better.
+        self.rows[-1]["ratio"] = machine and achieved * 1e9 / machine
+        needed = sum(request_work(self.setup, request).tokens for request in self.requests)
+        if padded_tokens:
+            self._add("values", "padding", "%", 100 * (1 - needed / padded_tokens))
+
+    def _edit(self, requests: Sequence[EditRequest], **values: Any) -> BatchReport:
+        """A batch by a fresh editor on the unedited model, with other numbers of the solver."""
+        self._restore()
+        return self._editor(**values).edit(requests)
+
+    def _editor(self, **values: Any) -> LocateThenEdit:
+        setup = replace(self.setup, values=replace(self.setup.values, **values))
+        editor = instantiate(self.config.editor.method)(setup)
+        if not isinstance(editor, LocateThenEdit):
+            raise SphereBenchError(
+                f"editor={self.config.editor.name} has no stages to time: choose one that finds "
+                "target values, such as editor=memit"
+            )
+        return editor
+
+    def _restore(self) -> None:
+        """Take back all edits."""
+        for layer, weight in self.setup.weights.pretrained.items():
+            self.setup.weights.write(layer, weight)
+
+    def _seconds(self, function: Callable[..., object], *arguments: object) -> float:
+        synchronize(self.device)
+        started = perf_counter()
+        function(*arguments)
+        synchronize(self.device)
+        return perf_counter() - started
+
+    def _add(
+        self, section: str, name: str, unit: str, value: float, reference: float | None = None
+    ) -> None:
+        ratio = reference / value if reference and value else None
+        row = {"section": section, "name": name, "unit": unit, "value": value}
+        self.rows.append({**row, "reference": reference, "ratio": ratio})
+
+    def _tell(self, what: str) -> None:
+        print(f"benchmark: {what}", file=sys.stderr)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,100 @@
+"""What the value solver has to compute, what it does compute, and how fast the machine multiplies.
+
+A request's delta changes its own suffixes only, subject's last token to target's last but one, in
+the layers above z. That is the useful work: an iteration runs those tokens through those layers,
+and the places whose logits are asked for through the head; every iteration but a request's last
+one then takes the gradient of the activations. Finding the prefixes' keys and values once, padding
+and attention scores are not counted.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.pipeline import EditingSetup
+from sphere_bench.editing.prompts import prompt_with_target
+from sphere_bench.models.loading import LoadedModel
+
+
+class RequestWork(NamedTuple):
+    """One iteration of one request: suffix tokens, and places whose logits are asked for."""
+
+    tokens: int
+    places: int
+
+
+def request_work(setup: EditingSetup, request: EditRequest) -> RequestWork:
+    """Counted over the prompts behind all contexts, and the essence prompt's one token."""
+    tokenizer = setup.loaded.tokenizer
+    texts = [prompt_with_target(tokenizer, request, context) for context in setup.contexts]
+    suffixes = [len(text.ids) - 1 - text.subject_last for text in texts]
+    return RequestWork(1 + sum(suffixes), 1 + sum(text.target_length for text in texts))
+
+
+def useful_operations(
+    setup: EditingSetup, requests: Sequence[EditRequest], iterations: Sequence[int]
+) -> float:
+    """Floating-point operations of a batch, two for every multiplication with a parameter.
+
+    Args:
+        iterations: in how many iterations each request took part.
+    """
+    layout = setup.loaded.layout
+    above = layout.decoder_layers[setup.weights.layers[-1] + 1 :]
+    layer_size = sum(matrix.numel() for matrix in above.parameters() if matrix.dim() > 1)
+    head_size = sum(matrix.numel() for matrix in layout.head.parameters() if matrix.dim() > 1)
+    total = 0.0
+    for request, count in zip(requests, iterations, strict=True):
+        work = request_work(setup, request)
+        passes = count + (count - 1)  # forward, and back but for the last one
+        total += 2.0 * passes * (work.tokens * layer_size + work.places * head_size)
+    return total
+
+
+@contextmanager
+def count_gradient_tokens(loaded: LoadedModel) -> Iterator[Counter[int]]:
+    """Tokens, padding included, that each decoder layer takes in with a gradient to be found.
+
+    Yields:
+        Counts by the layer's ``id``; a solver's copy of the model counts as well, and all layers
+        that a gradient goes through count the same.
+    """
+    kind = type(loaded.layout.decoder_layers[0])
+    counts: Counter[int] = Counter()
+
+    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, kind) and inputs[0].requires_grad:
+            counts[id(module)] += inputs[0].shape[:-1].numel()
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+def matrix_product_rate(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
+    """Floating-point operations a second of a large square product, the best of several."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats):
+        synchronize(device)
+        started = perf_counter()
+        left @ right
+        synchronize(device)
+        seconds.append(perf_counter() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

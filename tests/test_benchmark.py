@@ -1,0 +1,94 @@
+"""The benchmark measures every stage, and counts the value solver's work to the last operation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from scripts.benchmark_work import count_gradient_tokens, request_work, useful_operations
+from sphere_bench.editing.pipeline import EditingSetup
+from sphere_bench.editing.values import ValueSettings, solve_target_values
+from sphere_bench.editing.weights import EditedWeights
+from tests.golden_numbers import load_golden
+from tests.tiny_models import tiny_model
+
+ROOT = Path(__file__).parents[1]
+QUICK = (
+    "--reference-edits=1",
+    "--growth-steps=2",
+    "--growth-edits=2",
+    "--statistics-tokens=100",
+    "edits.total=3",
+    "edits.batch_size=3",
+    "model.values.steps=2",
+    "values.contexts=['Nobody knew. {}']",
+)
+COMPARED = {"values", "keys", "update", "transform", "edit", "evaluation", "statistics"}
+
+
+def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_every_stage_is_measured_and_compared(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "benchmark.parquet"
+    result = benchmark(*QUICK, f"--out={out}")
+    assert result.returncode == 0, result.stderr
+    table = pandas.read_parquet(out)
+    assert table.attrs["provenance"]["packages"]["torch"]
+    assert (table["edits"] == 3).all() and (table["reference_edits"] == 1).all()
+    stages = table[table["section"] == "stage"].set_index("name")
+    assert set(stages.index) >= COMPARED | {"energy"}
+    assert (stages.loc[list(COMPARED), "ratio"] > 0).all()
+    assert set(table["section"]) == {"memory", "stage", "machine", "values", "growth"}
+    values = table[table["section"] == "values"].set_index("name")
+    assert 0 < values.loc["useful work a second", "ratio"] < 1
+    assert 0 <= values.loc["padding", "value"] < 100
+    own, plain = values.loc["final loss, the sample's", ["value", "reference"]]
+    assert own == pytest.approx(plain, abs=1e-4)
+    for name in COMPARED:
+        assert f" {name} " in result.stdout
+
+
+def test_an_editor_without_target_values_is_refused_in_one_line(tmp_path: Path) -> None:
+    result = benchmark(*QUICK, "editor=ultraedit", f"--out={tmp_path / 'none.parquet'}")
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert line.startswith("sphere-bench: error: editor=ultraedit has no stages to time")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_useful_operations_are_those_of_matrix_products_without_padding(architecture: str) -> None:
+    loaded = tiny_model(architecture)
+    request = load_golden("tiny-llama").requests[0]
+    setup = EditingSetup(
+        loaded=loaded,
+        weights=EditedWeights(loaded.layout, [0, 1]),
+        values=ValueSettings(),
+        contexts=["{}"],  # one row, so nothing is padded
+        second_moments=dict,
+        stream=[request],
+        sphere=None,
+        apply="in_loop",
+        tokens_per_batch=512,
+    )
+
+    def products(steps: int) -> int:
+        settings = ValueSettings(steps=steps, loss_threshold=0)
+        with FlopCounterMode(display=False) as counter:
+            solve_target_values(loaded, [request], 1, setup.contexts, settings)
+        counts = counter.get_flop_counts()["Global"]
+        return counts[torch.ops.aten.mm] + counts.get(torch.ops.aten.addmm, 0)
+
+    expected = useful_operations(setup, [request], [3]) - useful_operations(setup, [request], [2])
+    assert products(3) - products(2) == expected
+    with count_gradient_tokens(loaded) as counted:
+        solve_target_values(loaded, [request], 1, setup.contexts, ValueSettings(steps=3))
+    # Two of the three iterations take a gradient.
+    assert set(counted.values()) == {2 * request_work(setup, request).tokens}
