@@ -60,7 +60,7 @@ class Benchmark:
         self.records: list[Record] = list(dataset.records[: config.edits.batch_size])
         self.requests: list[EditRequest] = [record.request for record in self.records]
         self.sample = min(reference_edits, len(self.requests))
-        self.precision = getattr(self.setup.values, "precision", None) or self.loaded.dtype
+        self.precision = self.setup.values.precision or self.loaded.dtype
         self.rows: list[dict[str, Any]] = []
 
     def table(self) -> pandas.DataFrame:
@@ -94,8 +94,9 @@ class Benchmark:
     def stages(self) -> None:
         """Seconds an edit of every stage, and what the value solver makes of the machine.
 
-        The reference edits a sample of the batch. Its values and keys count by the sample, its
-        dense solves and decompositions by the whole batch: they cost any batch the same.
+        The reference edits a sample of the batch. Its values are scaled to the whole batch by the
+        iterations, its keys by the requests; its dense solves and decompositions stay as they are,
+        since they cost any batch the same.
         """
         count = len(self.requests)
         self._tell("warming up")
@@ -104,8 +105,9 @@ class Benchmark:
         self._tell(f"editing {count} requests")
         report = self._edit(self.requests)
         own = {stage: report.seconds[stage] / count for stage in STAGES}
+        numbers = (self.config.energy.exponent, self.config.energy.eps)
         weights = self.setup.weights.current.values()
-        energy = sum(self._seconds(row_geometry, weight) for weight in weights) / count
+        energy = sum(self._seconds(row_geometry, weight, *numbers) for weight in weights) / count
 
         plain: dict[str, float] = {}
         if self.sample:
@@ -113,8 +115,9 @@ class Benchmark:
             self._restore()
             requests, weight = self.requests[: self.sample], self.config.model.second_moment_weight
             slow = memit.edit(self.setup, requests, self.second_moments, weight)
-            shares = dict(zip(STAGES, (self.sample, self.sample, count, count), strict=True))
-            plain = {stage: slow.seconds[stage] / share for stage, share in shares.items()}
+            iterations = sum(map(len, report.losses)) / sum(map(len, slow.losses))
+            scales = zip(STAGES, (iterations, count / self.sample, 1, 1), strict=True)
+            plain = {stage: scale * slow.seconds[stage] / count for stage, scale in scales}
         for stage in STAGES:
             self._add("stage", stage, "s/edit", own[stage], plain.get(stage))
         total = sum(own.values())
