@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from sphere_bench.editing.editor import LocateThenEdit
 from sphere_bench.editing.keys import measure
@@ -59,6 +60,19 @@ def test_values_of_requests_that_finish_at_different_iterations(golden: Golden) 
 def test_values_on_every_layout(architecture: str) -> None:
     settings = replace(load_golden(NAMES[0]).values, steps=4)
     assert_same_values(tiny_model(architecture), load_golden(NAMES[0]), settings, count=3)
+
+
+def test_values_through_layers_in_bfloat16_end_at_the_same_loss(golden: Golden) -> None:
+    final = []
+    for precision in (None, torch.bfloat16):
+        settings = replace(golden.values, precision=precision)
+        solved = solve_target_values(
+            golden.loaded, golden.requests, LAYERS[-1], golden.contexts, settings, TOKENS
+        )
+        assert solved.values.dtype == torch.float32
+        final.append(sum(losses[-1] for losses in solved.losses))
+    assert final[0] != final[1]
+    assert final[1] == pytest.approx(final[0], rel=0.02)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
