@@ -118,7 +118,7 @@ def build_setup(
             else fixed_contexts(config.values.contexts)
         )
     sphere = asdict(config.sphere)
-    precision = config.values.precision and getattr(torch, config.values.precision)
+    precision = getattr(torch, config.values.precision) if config.values.precision else None
     return EditingSetup(
         loaded=loaded,
         weights=EditedWeights(loaded.layout, config.editor.layers),

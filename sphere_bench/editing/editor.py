@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.keys import Measurement, measure
+from sphere_bench.editing.keys import BatchReader
 from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
 from sphere_bench.editing.solvers import UpdateSolver
 from sphere_bench.editing.transforms import Transform
@@ -89,14 +89,16 @@ class LocateThenEdit:
                 target_values = self._transformed(solved.values).T
             report.losses = solved.losses
             before = dict(weights.current)
+            reader = self._reader(requests)
+            keys: dict[int, Tensor] = {}
             proposed: dict[int, Tensor] = {}
             for index, layer in enumerate(weights.layers):
                 with report.timed("keys", device):
-                    keys, hidden = self._measure(requests, layer)
+                    keys[layer], hidden = reader.measure(layer)
                 with report.timed("update", device):
                     missing = target_values - hidden
                     residual = missing / (len(weights.layers) - index)
-                    proposed[layer] = finite(self.solver.solve(layer, keys, residual), layer)
+                    proposed[layer] = finite(self.solver.solve(layer, keys[layer], residual), layer)
                 report.layers[layer].residual_norm = missing.norm(dim=0).mean().item()
                 report.layers[layer].update_norm = proposed[layer].norm().item()
                 if setup.apply == "in_loop":
@@ -106,12 +108,15 @@ class LocateThenEdit:
             if setup.apply == "after":
                 for layer in weights.layers:
                     self.pipeline.write(layer, before[layer], proposed[layer], report)
+                # In the loop every layer was measured behind deployed ones; here none was.
+                reader = self._reader(requests)
             if self.solver.remembers_written_keys:
                 for layer in weights.layers:
-                    with report.timed("keys", device):
-                        keys, _ = self._measure(requests, layer)
+                    if setup.apply == "after":
+                        with report.timed("keys", device):
+                            keys[layer], _ = reader.measure(layer)
                     with report.timed("update", device):
-                        self.solver.remember(layer, keys)
+                        self.solver.remember(layer, keys[layer])
         return report
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,12 +157,11 @@ class LocateThenEdit:
             setup.tokens_per_batch,
         )
 
-    def _measure(self, requests: Sequence[EditRequest], layer: int) -> Measurement:
+    def _reader(self, requests: Sequence[EditRequest]) -> BatchReader:
         setup = self.setup
-        return measure(
+        return BatchReader(
             setup.loaded,
             requests,
-            layer,
             setup.weights.layers[-1],
             setup.contexts,
             setup.tokens_per_batch,

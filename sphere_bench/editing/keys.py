@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import BARE, PromptTokens, prompt_up_to_subject
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
-from sphere_bench.models.hooks import capture
+from sphere_bench.models.hooks import capture, start_after
 from sphere_bench.models.loading import LoadedModel
 
 # A module, and which side of it is read.
@@ -29,38 +30,51 @@ class Measurement(NamedTuple):
     hidden: Tensor
 
 
-def measure(
-    loaded: LoadedModel,
-    requests: Sequence[EditRequest],
-    layer: int,
-    value_layer: int,
-    contexts: Sequence[str],
-    tokens_per_batch: int,
-) -> Measurement:
-    """Keys at ``layer`` and hidden states at ``value_layer`` on the model as it is now.
+class BatchReader:
+    """Measures one batch layer after layer, while the layers are written one after another.
 
-    A key is a mean over contexts: the bare prompt and the mean of all others weigh half each.
+    The prompts' hidden states behind the layers that are done are kept, so that no layer runs
+    again that cannot have changed: a layer must not be written any more once a later one has been
+    measured.
 
     Args:
         loaded: the model.
         requests: n edits.
-        layer: the layer whose projection is about to be edited.
         value_layer: z, the last edited layer.
         contexts: templates with one ``{}``, the first of them the bare prompt.
         tokens_per_batch: padded tokens in one forward.
     """
-    layout = loaded.layout
-    sites: list[Site] = [
-        (layout.projection(layer), "input"),
-        (layout.decoder_layers[value_layer], "output"),
-    ]
-    bare = [prompt_up_to_subject(loaded.tokenizer, request) for request in requests]
-    keys, hidden = _last_token_states(loaded, bare, sites, tokens_per_batch)
-    others = [context for context in contexts if context != BARE]
-    if others:
-        behind = context_keys(loaded, requests, layer, others, tokens_per_batch)
-        keys = (keys + behind.mean(dim=1)) / 2
-    return Measurement(keys.T, hidden.T)
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        requests: Sequence[EditRequest],
+        value_layer: int,
+        contexts: Sequence[str],
+        tokens_per_batch: int,
+    ) -> None:
+        self.loaded, self.value_layer = loaded, value_layer
+        others = [context for context in contexts if context != BARE]
+        self._shape = (len(requests), len(others), -1)
+        self._bare = _PromptStates(loaded, _prompts(loaded, requests, [BARE]), tokens_per_batch)
+        self._others = _PromptStates(loaded, _prompts(loaded, requests, others), tokens_per_batch)
+
+    def measure(self, layer: int) -> Measurement:
+        """Keys at ``layer`` and hidden states at z on the model as it is now.
+
+        A key is a mean over contexts: the bare prompt and the mean of all others weigh half each.
+
+        Args:
+            layer: the layer whose projection is about to be edited; they come in rising order.
+        """
+        layout = self.loaded.layout
+        key_site: Site = (layout.projection(layer), "input")
+        value_site: Site = (layout.decoder_layers[self.value_layer], "output")
+        keys, hidden = self._bare.read([key_site, value_site], behind=layer - 1)
+        if self._shape[1]:
+            (others,) = self._others.read([key_site], behind=layer - 1)
+            keys = (keys + others.view(self._shape).mean(dim=1)) / 2
+        return Measurement(keys.T, hidden.T)
 
 
 def context_keys(
@@ -71,13 +85,9 @@ def context_keys(
     tokens_per_batch: int,
 ) -> Tensor:
     """Keys at ``layer`` behind every context, [n, contexts, d_in]."""
-    prompts = [
-        prompt_up_to_subject(loaded.tokenizer, request, context)
-        for request in requests
-        for context in contexts
-    ]
     sites: list[Site] = [(loaded.layout.projection(layer), "input")]
-    (keys,) = _last_token_states(loaded, prompts, sites, tokens_per_batch)
+    prompts = _prompts(loaded, requests, contexts)
+    (keys,) = _PromptStates(loaded, prompts, tokens_per_batch).read(sites)
     return keys.view(len(requests), len(contexts), -1)
 
 
@@ -85,44 +95,94 @@ def projection_output_norms(
     loaded: LoadedModel, requests: Sequence[EditRequest], layer: int, tokens_per_batch: int
 ) -> Tensor:
     """Norms of what ``layer``'s projection says at the subjects in the bare prompts, [n]."""
-    prompts = [prompt_up_to_subject(loaded.tokenizer, request) for request in requests]
     sites: list[Site] = [(loaded.layout.projection(layer), "output")]
-    (outputs,) = _last_token_states(loaded, prompts, sites, tokens_per_batch)
+    prompts = _prompts(loaded, requests, [BARE])
+    (outputs,) = _PromptStates(loaded, prompts, tokens_per_batch).read(sites)
     return outputs.norm(dim=1)
 
 
-def _last_token_states(
-    loaded: LoadedModel,
-    prompts: Sequence[PromptTokens],
-    sites: Sequence[Site],
-    tokens_per_batch: int,
-) -> list[Tensor]:
-    """What passes each site at the prompts' last tokens, [n, width] each, in float32.
+def _prompts(
+    loaded: LoadedModel, requests: Sequence[EditRequest], contexts: Sequence[str]
+) -> list[PromptTokens]:
+    return [
+        prompt_up_to_subject(loaded.tokenizer, request, context)
+        for request in requests
+        for context in contexts
+    ]
 
-    The sites are in the order in which a forward reaches them; it ends at the last one.
+
+class _PromptStates:
+    """What passes chosen sites of the model at the last tokens of prompts."""
+
+    def __init__(
+        self, loaded: LoadedModel, prompts: Sequence[PromptTokens], tokens_per_batch: int
+    ) -> None:
+        self.loaded, self.prompts = loaded, prompts
+        self._regroup(tokens_per_batch)
+
+    def read(self, sites: Sequence[Site], behind: int = -1) -> list[Tensor]:
+        """States at each site, [n, width] each, in float32.
+
+        Args:
+            sites: in the order in which a forward reaches them; it ends at the last one.
+            behind: a layer in front of all sites; the next reading starts behind it.
+        """
+
+        def read(tokens: int) -> list[Tensor]:
+            if tokens != self._tokens_per_batch:
+                self._regroup(tokens)
+            parts = [group.read(self.loaded, sites, behind) for group in self._groups]
+            states = [torch.cat(part)[self._order] for part in zip(*parts, strict=True)]
+            return [state.float() for state in states]
+
+        return backing_off(read, self._tokens_per_batch)
+
+    def _regroup(self, tokens_per_batch: int) -> None:
+        self._tokens_per_batch = tokens_per_batch
+        indices = token_batches([len(prompt.ids) for prompt in self.prompts], tokens_per_batch)
+        device = self.loaded.device
+        self._groups = [
+            _PromptGroup(
+                pad_right([self.prompts[index].ids for index in group]).to(device),
+                torch.tensor([self.prompts[index].subject_last for index in group], device=device),
+            )
+            for group in indices
+        ]
+        order = torch.tensor([index for group in indices for index in group], dtype=torch.long)
+        self._order = order.argsort().to(device)
+
+
+@dataclass
+class _PromptGroup:
+    """Prompts of one forward.
+
+    Attributes:
+        tokens: padded ids, [b, s].
+        last: the last token's column, [b].
+        layer: the last layer that need not run again, -1 where all must.
+        hidden: that layer's output, [b, s, d_model].
     """
 
-    def read(tokens: int) -> list[Tensor]:
-        groups = token_batches([len(prompt.ids) for prompt in prompts], tokens)
-        parts = [
-            _read_group(loaded, [prompts[index] for index in group], sites) for group in groups
-        ]
-        order = torch.tensor([index for group in groups for index in group]).argsort()
-        return [torch.cat(states)[order.to(loaded.device)] for states in zip(*parts, strict=True)]
+    tokens: Tensor
+    last: Tensor
+    layer: int = -1
+    hidden: Tensor | None = None
 
-    return backing_off(read, tokens_per_batch)
-
-
-def _read_group(
-    loaded: LoadedModel, prompts: Sequence[PromptTokens], sites: Sequence[Site]
-) -> list[Tensor]:
-    rows = torch.arange(len(prompts), device=loaded.device)
-    last = torch.tensor([prompt.subject_last for prompt in prompts], device=loaded.device)
-    with torch.no_grad(), ExitStack() as stack:
-        seen = [
-            stack.enter_context(capture({0: module}, side, stop=index == len(sites) - 1))
-            for index, (module, side) in enumerate(sites)
-        ]
-        tokens = pad_right([prompt.ids for prompt in prompts]).to(loaded.device)
-        loaded.model.base_model(input_ids=tokens, use_cache=False)
-    return [captured[0][rows, last].float() for captured in seen]
+    def read(self, loaded: LoadedModel, sites: Sequence[Site], behind: int) -> list[Tensor]:
+        layers = loaded.layout.decoder_layers
+        watched = list(sites)
+        if behind > self.layer:
+            watched.insert(0, (layers[behind], "output"))
+        with torch.no_grad(), ExitStack() as stack:
+            if self.hidden is not None:
+                tuples = loaded.layers_return_tuples
+                stack.enter_context(start_after(layers, self.layer, self.hidden, tuples=tuples))
+            seen = [
+                stack.enter_context(capture({0: module}, side, stop=index == len(watched) - 1))
+                for index, (module, side) in enumerate(watched)
+            ]
+            loaded.model.base_model(input_ids=self.tokens, use_cache=False)
+        if behind > self.layer:
+            self.layer, self.hidden = behind, seen.pop(0)[0]
+        rows = torch.arange(len(self.tokens), device=self.tokens.device)
+        return [captured[0][rows, self.last] for captured in seen]

@@ -128,7 +128,7 @@ class SuffixBatch:
                         use_cache=True,
                     )
                 above = cache.layers[layer + 1 :]
-                prefix = [(entry.keys, entry.values) for entry in above]  # type: ignore[misc]
+                prefix = [(entry.keys, entry.values) for entry in above]  # type: ignore[union-attr, misc]
                 # Layers up to z are never run again; the first above stands for all of them.
                 prefix = [prefix[0]] * (layer + 1) + prefix
         return cls(

@@ -10,9 +10,10 @@ from typing import Literal
 import pytest
 import torch
 
+from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.editor import LocateThenEdit
 from sphere_bench.editing.finetune import FineTuning
-from sphere_bench.editing.keys import measure
+from sphere_bench.editing.keys import BatchReader, Measurement
 from sphere_bench.editing.pipeline import EditingSetup
 from sphere_bench.editing.prompts import prompt_up_to_subject
 from sphere_bench.editing.rome import Rome
@@ -89,18 +90,21 @@ def test_target_values(golden: Golden, target_values: TargetValues) -> None:
         assert relative_error(value, published) < 1e-2
 
 
+def measure(golden: Golden, requests: Sequence[EditRequest], layer: int) -> Measurement:
+    reader = BatchReader(golden.loaded, requests, LAYERS[-1], golden.contexts, TOKENS)
+    return reader.measure(layer)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_keys(golden: Golden, layer: int) -> None:
-    measured = measure(golden.loaded, golden.requests, layer, LAYERS[-1], golden.contexts, TOKENS)
+    measured = measure(golden, golden.requests, layer)
     assert relative_error(measured.keys.T, golden.arrays[f"keys_{layer}"]) < 1e-4
 
 
 def test_memit_first_layer_from_published_values_and_keys(golden: Golden) -> None:
     solver = memit(golden)
     solver.prepare(golden.second_moments)
-    measured = measure(
-        golden.loaded, golden.requests[:BATCH], 0, LAYERS[-1], golden.contexts, TOKENS
-    )
+    measured = measure(golden, golden.requests[:BATCH], 0)
     residual = golden.arrays["z"][:BATCH].T - measured.hidden
     update = solver.solve(0, golden.arrays["keys_0"][:BATCH].T, residual / len(LAYERS))
     assert relative_error(update, golden.arrays["memit_b1_0"]) < 1e-4
@@ -207,7 +211,7 @@ def test_transforms_of_the_published_update(golden: Golden, layer: int) -> None:
 
 
 def test_target_values_stay_within_the_clamp(golden: Golden, target_values: TargetValues) -> None:
-    measured = measure(golden.loaded, golden.requests, 0, LAYERS[-1], golden.contexts, TOKENS)
+    measured = measure(golden, golden.requests, 0)
     delta = (target_values.values - measured.hidden.T).norm(dim=1)
     limit = golden.values.clamp_norm_factor * measured.hidden.norm(dim=0)
     assert torch.all(delta <= limit * (1 + 1e-5))

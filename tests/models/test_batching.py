@@ -37,3 +37,15 @@ def test_backing_off_names_the_mend_when_nothing_fits() -> None:
 
     with pytest.raises(SphereBenchError, match=r"model\.dtype=bfloat16"):
         backing_off(work, 4)
+
+
+def test_rows_of_like_length_go_together_and_few_rows_are_no_forward_of_their_own() -> None:
+    lengths = [3] * 100 + [5] * 100 + [6, 7]
+    batches = token_batches(lengths, tokens_per_batch=10_000)
+    assert [sorted({lengths[index] for index in batch}) for batch in batches] == [[3], [5], [6, 7]]
+    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+    assert padded - sum(lengths) == 1
+
+
+def test_a_group_too_large_for_one_forward_is_split_evenly() -> None:
+    assert [len(batch) for batch in token_batches([4] * 9, tokens_per_batch=16)] == [3, 3, 3]

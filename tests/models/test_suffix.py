@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sphere_bench.models.hooks import hidden_states
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.suffix import SuffixBatch
+from sphere_bench.models.suffix import SuffixBatch, with_upper_layers_in
 from tests.tiny_models import CONFIGS, tiny_model
 
 LAYER = 1
@@ -82,3 +82,28 @@ def test_replaying_leaves_the_model_as_it_was() -> None:
         suffix_logits(batch, torch.randn(len(ROWS), 32))
         after = loaded.model(input_ids=tokens).logits
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_upper_layers_in_bfloat16_say_nearly_the_same(architecture: str) -> None:
+    loaded = tiny_model(architecture)
+    upper = with_upper_layers_in(loaded, LAYER, torch.bfloat16)
+    plain = SuffixBatch.build(loaded, ROWS, STARTS, LAYER)
+    rounded = SuffixBatch.build(loaded, ROWS, STARTS, LAYER, upper)
+    assert torch.equal(rounded.hidden, plain.hidden)
+    delta = torch.randn(len(ROWS), loaded.model.config.hidden_size)
+    with torch.no_grad():
+        expected, found = suffix_logits(plain, delta), suffix_logits(rounded, delta)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() < 0.05 * theirs.norm()
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+
+
+def test_upper_layers_share_the_lower_ones() -> None:
+    loaded = tiny_model("gpt2")
+    assert with_upper_layers_in(loaded, LAYER, torch.float32) is loaded
+    upper = with_upper_layers_in(loaded, LAYER, torch.bfloat16)
+    dtypes = [upper.layout.weight(layer).dtype for layer in range(len(upper.layout))]
+    assert dtypes == [torch.float32] * (LAYER + 1) + [torch.bfloat16] * (len(dtypes) - LAYER - 1)
+    assert upper.layout.weight(LAYER).data_ptr() == loaded.layout.weight(LAYER).data_ptr()
+    assert upper.tokenizer is loaded.tokenizer
