@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sphere_bench.editing.editor import LocateThenEdit
-from sphere_bench.editing.keys import measure
+from sphere_bench.editing.keys import BatchReader
 from sphere_bench.editing.pipeline import EditingSetup
 from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.editing.transforms import Sphere
@@ -79,7 +79,7 @@ def test_values_through_layers_in_bfloat16_end_at_the_same_loss(golden: Golden) 
 @pytest.mark.parametrize("tokens", [40, TOKENS])
 def test_keys_and_hidden_states(golden: Golden, layer: int, tokens: int) -> None:
     loaded, requests, contexts = golden.loaded, golden.requests, golden.contexts
-    fast = measure(loaded, requests, layer, LAYERS[-1], contexts, tokens)
+    fast = BatchReader(loaded, requests, LAYERS[-1], contexts, tokens).measure(layer)
     assert relative_error(fast.keys, keys_at(loaded, requests, layer, contexts)) < 2e-6
     assert relative_error(fast.hidden, hidden_at(loaded, requests, LAYERS[-1])) < 2e-6
 
