@@ -38,6 +38,8 @@ MAX_LENGTH = 512
 TOKENS_PER_BATCH = 4096
 # Windows that are sorted by length together, so that a batch pads little.
 _WINDOWS_AT_A_TIME = 256
+# Of the sums of k k^T computed at a time; only what lies right of the diagonal is.
+_ROWS_OF_SUMS = 256
 
 
 class SecondMoments(NamedTuple):
@@ -179,7 +181,7 @@ def default_cache_dir() -> Path:
 
 
 class _KeySums:
-    """Sums of k k^T over tokens, layer by layer."""
+    """Sums of k k^T over tokens, layer by layer, in their upper triangle."""
 
     def __init__(self, loaded: LoadedModel, layers: Sequence[int]) -> None:
         self.tokens = 0
@@ -200,10 +202,16 @@ class _KeySums:
         real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [b, s]
         with capture(self._projections, "input", stop=True) as captured:
             self._loaded.model.base_model(input_ids=tokens, use_cache=False)
-        keys = {layer: seen[real].to(self._device).double() for layer, seen in captured.items()}
+        # A batch's own sum is as exact as its keys; double precision is for the many batches.
+        parts = {
+            layer: [part.to(self._device) for part in _upper_triangle(seen[real].float())]
+            for layer, seen in captured.items()
+        }
         # All memory is taken by now: a batch is never added to some layers only.
         for layer, sums in self._sums.items():
-            sums.addmm_(keys[layer].T, keys[layer])
+            for index, part in enumerate(parts[layer]):
+                start = index * _ROWS_OF_SUMS
+                sums[start : start + len(part), start:] += part
         added = sum(map(len, windows))
         self.tokens += added
         return added
@@ -215,7 +223,16 @@ class _KeySums:
                 raise SphereBenchError(
                     f"keys of layer {layer} are not finite: use model.dtype=float32"
                 )
-        return {layer: sums.div_(self.tokens) for layer, sums in self._sums.items()}
+        whole = {layer: sums.triu() + sums.triu(1).T for layer, sums in self._sums.items()}
+        return {layer: sums / self.tokens for layer, sums in whole.items()}
+
+
+def _upper_triangle(keys: Tensor) -> list[Tensor]:
+    """Keys [n, d_in] to K^T K in blocks of rows, each from its first diagonal entry on."""
+    return [
+        block.T @ keys[:, index * _ROWS_OF_SUMS :]
+        for index, block in enumerate(keys.split(_ROWS_OF_SUMS, dim=1))
+    ]
 
 
 def _windows(
