@@ -65,6 +65,18 @@ class FineTuningConfig:
 
 
 @dataclass
+class UltraEditConfig:
+    """UltraEdit's layers in this model, later ones than the others', and its learning rate."""
+
+    layers: list[int]
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        _layers("model.ultraedit.layers", self.layers)
+        _above("model.ultraedit.learning_rate", self.learning_rate, 0)
+
+
+@dataclass
 class ModelConfig:
     """Where the model is, which layers are edited and with which numbers.
 
@@ -78,6 +90,7 @@ class ModelConfig:
     second_moment_weight: float
     rome: RomeConfig
     fine_tuning: FineTuningConfig
+    ultraedit: UltraEditConfig
     revision: str | None = None
     shape: dict[str, Any] | None = None
     dtype: str = "float32"
