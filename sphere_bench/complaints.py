@@ -104,7 +104,8 @@ def _no_key(key: str, cause: BaseException | None = None) -> str:
 
     known = [*known_keys(), *groups()]
     if key in known:
-        return f"{key}: {str(cause).splitlines()[0]}" if cause else f"{key}: cannot be set so"
+        reason = "a run's own configuration takes keys, not options: set its keys one by one"
+        return f"{key}: {str(cause).splitlines()[0] if cause else reason}"
     node, _, name = key.rpartition(".")
     siblings = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == node}
     close = [

@@ -133,7 +133,7 @@ def test_a_run_of_another_configuration_is_not_resumed(
 ) -> None:
     assert run(tmp_path, *QUICK, "edits.total=2", "edits.batch_size=2", "run.name=one") == 0
     assert run(tmp_path, *QUICK, "edits.total=4", "edits.batch_size=2", "run.name=one") == 2
-    assert "holds a run with edits.total=2, not 4" in capsys.readouterr().err
+    assert "edits.total 2 -> 4): choose another run.name" in capsys.readouterr().err
 
 
 def test_a_run_of_other_records_is_not_resumed(
@@ -154,7 +154,7 @@ def test_a_run_of_other_records_is_not_resumed(
         assert run(tmp_path, *command_again) == code
         progress = tmp_path / "one" / "progress.json"
         progress.write_text(progress.read_text().replace('"done"', '"running"'))
-    assert "another configuration, model or dataset" in capsys.readouterr().err
+    assert "holds another run (dataset_fingerprint" in capsys.readouterr().err
 
 
 def test_a_two_by_two_sweep_makes_four_runs_that_leak_nothing(tmp_path: Path) -> None:
