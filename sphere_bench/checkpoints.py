@@ -84,15 +84,24 @@ class Checkpoints:
                 "sha256": {name: _checksum(folder / name) for name in (WEIGHTS, EDITOR)},
             }
             write_json(folder / STATE, {**state, "sha256_of_state": _digest(state)})
+        self._prune()
+
+    def rewind(self, step: int) -> None:
+        """Remove the checkpoints behind ``step``, which are damaged, and what a kill left over.
+
+        They would count as the latest otherwise.
+        """
+        remove_partial(self.folder)
+        for later in self.steps():
+            if later > step:
+                remove_folder(self._path(later))
+        self._prune()
+
+    def _prune(self) -> None:
         latest = self.steps()[-self.keep :]
         for step in self.steps():
             if step not in latest and step not in self.milestones:
                 remove_folder(self._path(step))
-
-    def clear(self) -> None:
-        """Remove all checkpoints."""
-        for step in self.steps():
-            remove_folder(self._path(step))
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, rising."""

@@ -112,7 +112,7 @@ def discard(folder: Path) -> None:
     from sphere_bench.checkpoints import Checkpoints
     from sphere_bench.recording import Recorder
 
-    Checkpoints(folder / "checkpoints").clear()
+    Checkpoints(folder / "checkpoints").rewind(-1)
     Recorder(folder).rewind(-1)
     for name in (PROVENANCE_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)

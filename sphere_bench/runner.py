@@ -142,6 +142,7 @@ class SequentialRun:
             for layer, weight in checkpoint.weights.items():
                 self.weights.write(layer, weight)
             self.editor.load_state_dict(checkpoint.editor)
+        self.checkpoints.rewind(step)
         self.recorder.rewind(self._recorded)
         if self._recorded >= 0:
             self.recorder.write_progress(self._progress(step, "running"))

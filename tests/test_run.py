@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 from pandas.testing import assert_frame_equal
 
@@ -14,7 +13,8 @@ from sphere_bench.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.cli import main
 from sphere_bench.editing.editor import LocateThenEdit
 from sphere_bench.editing.ultraedit import UltraEdit
-from sphere_bench.recording import SCHEMAS, Table
+from sphere_bench.recording import SCHEMAS
+from tests.run_tables import assert_same_tables, table, without_times
 
 QUICK = ("model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "evaluation.seen=5")
 THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=1")
@@ -22,22 +22,6 @@ THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=
 
 def run(root: Path, *overrides: str) -> int:
     return main(["run", f"run.root={root}", *overrides])
-
-
-def table(folder: Path, name: Table) -> pandas.DataFrame:
-    return pandas.read_parquet(folder / name)
-
-
-def without_times(frame: pandas.DataFrame) -> pandas.DataFrame:
-    changing = [name for name in frame if name.startswith("seconds_") or name.startswith("peak_")]
-    return frame.drop(columns=changing)
-
-
-def assert_same_tables(folder: Path, other: Path) -> None:
-    for name in SCHEMAS:
-        assert_frame_equal(
-            without_times(table(folder, name)), without_times(table(other, name)), check_exact=True
-        )
 
 
 @pytest.fixture(scope="module")
