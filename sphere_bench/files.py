@@ -14,7 +14,7 @@ from sphere_bench.errors import SphereBenchError
 # Hidden, and never with the final name's suffix: readers that list a folder pass it by.
 _PREFIX, _SUFFIX = ".", ".partial"
 # A full disk, a full quota, `ulimit -f`.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -94,13 +94,18 @@ def _telling_a_full_disk(path: Path) -> Iterator[None]:
     except Exception as error:
         # safetensors puts the operating system's error into its own one's text.
         code = getattr(error, "errno", None)
-        found = [each for each in _FULL if each == code or f"(os error {each})" in str(error)]
+        found = [each for each in FULL if each == code or f"(os error {each})" in str(error)]
         if not found:
             raise
-        raise SphereBenchError(
-            f"{path}: cannot write it ({os.strerror(found[0])}): make room and run the same "
-            "command again; what was there before is whole"
-        ) from error
+        raise SphereBenchError(no_room(path, found[0])) from error
+
+
+def no_room(path: object, code: int) -> str:
+    """What to do where ``code``, one of ``FULL``, kept ``path`` from being written."""
+    return (
+        f"{path}: cannot write it ({os.strerror(code)}): make room and run the same command "
+        "again; what was there before is whole"
+    )
 
 
 def _sync(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pandas.testing import assert_frame_equal
 
+from sphere_bench import provenance
 from sphere_bench.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.cli import main
 from sphere_bench.editing.editor import LocateThenEdit
@@ -63,6 +64,25 @@ def test_the_same_command_again_prints_the_summary_and_changes_nothing(
     assert run(folder.parent, *THREE_STEPS, "run.name=three") == 0
     assert "step 0 is the unedited model" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in folder.glob("steps/*")} == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--config-name", "config"]])
+def test_a_runs_own_configuration_makes_the_run_again(
+    flags: list[str], folder: Path, tmp_path: Path
+) -> None:
+    assert main(["run", "--config-dir", str(folder), *flags, f"run.root={tmp_path}"]) == 0
+    again = tmp_path / folder.name
+    assert_same_tables(again, folder)
+    assert {file.name for file in again.iterdir()} == {file.name for file in folder.iterdir()}
+    facts, facts_again = provenance.read(folder), provenance.read(again)
+    for key in ("config_hash", "model_fingerprint", "dataset_fingerprint", "packages", "git"):
+        assert facts_again[key] == facts[key]
+    assert facts["config"]["edits"] == {
+        "total": 9,
+        "batch_size": 4,
+        "start": 0,
+        "shuffle": False,
+    }
 
 
 # MEMIT has no memory; the others keep keys, unconditioned weights, moments or a norm.

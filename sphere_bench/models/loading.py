@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -89,6 +90,11 @@ def load_model(
         AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), **source)
+    except UnpicklingError as error:
+        raise SphereBenchError(
+            f"model.path={path}: its pickled weights hold more than tensors, and what they hold "
+            "would be executed: take the model from a source that gives safetensors"
+        ) from error
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise SphereBenchError(f"model.path={path}: cannot load it: {_reason(error)}") from error
     torch.nn.Module.to(model, target)
