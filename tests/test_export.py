@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sphere_bench.assets import tiny_gpt2_path
 from sphere_bench.checkpoints import Checkpoints
 from sphere_bench.cli import main
-from sphere_bench.models.loading import load_model
+from sphere_bench.models.loading import load_model, wrap_model
 from tests.tiny_models import tiny_model
 
 SETTINGS = (
@@ -89,6 +90,15 @@ def test_a_model_in_bfloat16_with_linear_layers_keeps_its_type(tmp_path: Path) -
     tokens = edited.tokenizer(PROMPT, return_tensors="pt")
     assert logits(tmp_path / "out").dtype == torch.bfloat16
     assert torch.equal(logits(tmp_path / "out"), edited.model(**tokens).logits)
+
+
+def test_a_dequantised_model_can_be_saved(tmp_path: Path) -> None:
+    loaded = tiny_model("llama")
+    # What transformers leaves on a model that it read from a GGUF file.
+    loaded.model.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method=0))
+    loaded.model.config.quantization_config = {}
+    wrap_model(loaded.model, loaded.tokenizer).model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_what_is_wrong_is_told_in_one_line(

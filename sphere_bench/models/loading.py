@@ -121,9 +121,10 @@ def wrap_model(
         )
     model.requires_grad_(False)
     model.eval()
-    # A dequantised GGUF still carries the quantised file's configuration, which saving refuses.
+    # A dequantised GGUF still calls itself quantised, which saving refuses.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+        model.hf_quantizer = None
     layout = Layout(model, layers_module, projection)
     return LoadedModel(model, tokenizer, layout, layers_return_tuples(model, layout.decoder_layers))
 
