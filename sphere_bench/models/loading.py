@@ -124,7 +124,7 @@ def wrap_model(
     # A dequantised GGUF still calls itself quantised, which saving refuses.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-        model.hf_quantizer = None
+        model.hf_quantizer = None  # type: ignore[assignment]
     layout = Layout(model, layers_module, projection)
     return LoadedModel(model, tokenizer, layout, layers_return_tuples(model, layout.decoder_layers))
 
