@@ -1,14 +1,14 @@
 """Checkpoints of a run: enough to go on bit for bit, verified when read.
 
 ``checkpoints/step-<n>/`` holds `weights.safetensors` (the edited weights), `editor.safetensors`
-(what the editor remembers) and `state.json`, which carries the checksums of the other two.
+(what the editor remembers) and `state.json`, which carries the checksums of the other two and of
+itself.
 """
 
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sphere_bench import __version__
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.files import atomic_folder, remove_partial, write_json
+from sphere_bench.files import atomic_folder, remove_folder, remove_partial, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +35,13 @@ class Checkpoint:
         step: the last step that was made.
         weights: layer to the edited weight W [d_out, d_in], float32.
         editor: the editor's ``state_dict()``: tensors, in dicts of dicts if need be.
-        contexts: templates that prompts are read behind.
-        config_hash: of the configuration that the run was started with.
+        run_hash: of what decides the run's numbers, see ``ownership.run_hash``.
     """
 
     step: int
     weights: Mapping[int, Tensor]
     editor: Mapping[str, Any] = field(default_factory=dict)
-    contexts: Sequence[str] = ()
-    config_hash: str = ""
+    run_hash: str = ""
 
 
 class _Damaged(Exception):
@@ -81,16 +79,29 @@ class Checkpoints:
             save_file(_on_cpu(dict(_flatten(checkpoint.editor))), folder / EDITOR)
             state = {
                 "step": checkpoint.step,
-                "contexts": list(checkpoint.contexts),
-                "config_hash": checkpoint.config_hash,
+                "run_hash": checkpoint.run_hash,
                 "version": __version__,
                 "sha256": {name: _checksum(folder / name) for name in (WEIGHTS, EDITOR)},
             }
-            write_json(folder / STATE, state)
+            write_json(folder / STATE, {**state, "sha256_of_state": _digest(state)})
+        self._prune()
+
+    def rewind(self, step: int) -> None:
+        """Remove the checkpoints behind ``step``, which are damaged, and what a kill left over.
+
+        They would count as the latest otherwise.
+        """
+        remove_partial(self.folder)
+        for later in self.steps():
+            if later > step:
+                remove_folder(self._path(later))
+        self._prune()
+
+    def _prune(self) -> None:
         latest = self.steps()[-self.keep :]
         for step in self.steps():
             if step not in latest and step not in self.milestones:
-                shutil.rmtree(self._path(step))
+                remove_folder(self._path(step))
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, rising."""
@@ -109,11 +120,6 @@ class Checkpoints:
             except _Damaged as error:
                 logger.warning("passing over a damaged checkpoint: %s", error)
         return None
-
-    def latest_contexts(self) -> Sequence[str] | None:
-        """The contexts of :meth:`latest`, without holding on to its tensors."""
-        checkpoint = self.latest()
-        return checkpoint.contexts if checkpoint else None
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint after ``step``.
@@ -135,6 +141,8 @@ class Checkpoints:
         folder = self._path(step)
         try:
             state = json.loads((folder / STATE).read_text("utf-8"))
+            if state.pop("sha256_of_state") != _digest(state) or state["step"] != step:
+                raise _Damaged(f"{folder / STATE} is not what was written")
             for name in (WEIGHTS, EDITOR):
                 if _checksum(folder / name) != state["sha256"][name]:
                     raise _Damaged(f"{folder / name} is not what was written")
@@ -143,13 +151,19 @@ class Checkpoints:
                 for name, weight in load_file(folder / WEIGHTS).items()
             }
             return Checkpoint(
-                step=state["step"],
+                step=step,
                 weights=dict(sorted(weights.items())),
                 editor=_unflatten(load_file(folder / EDITOR)),
-                contexts=state["contexts"],
-                config_hash=state["config_hash"],
+                run_hash=state["run_hash"],
             )
-        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            SafetensorError,
+        ) as error:
             raise _Damaged(f"{folder}: {error}") from error
 
     def _path(self, step: int) -> Path:
@@ -192,6 +206,10 @@ def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
         place[key] = tensor
     return nested
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(file: Path) -> str:

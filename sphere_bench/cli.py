@@ -5,20 +5,24 @@ arguments have been checked: help and mistakes are answered at once.
 """
 
 import importlib
+import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from sphere_bench import __version__
 from sphere_bench.complaints import complain
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.signals import Stopped, handled_by, stop
 
-INTERRUPTED = 130
+SIGNALLED = 128
 
 # Each is the module of that name in this package, with a `main(arguments) -> exit code`.
 VERBS = {
     "run": "edit a model batch by batch, evaluate after every batch, resume what was stopped",
     "stats": "compute the key statistics of a run's configuration once, ahead of its runs",
+    "export": "write the edited model of a run, as transformers loads it",
 }
 
 USAGE = """\
@@ -42,22 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; ``None`` takes the process's own.
 
     Returns:
-        The exit code: 0, 1 for an error of the program, 2 for one of the user, 130 when stopped.
+        The exit code: 0, 1 for an error of the program, 2 for one of the user, 130 when stopped
+        by Ctrl-C, 143 by SIGTERM.
     """
     # Threads that spin while they wait make every process crawl once cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A log that cannot be written any more, on a full disk, is no reason for a traceback.
+    logging.raiseExceptions = False
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(arguments)
+        with handled_by(stop):
+            code = _dispatch(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has enough; Python would flush once more and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("sphere-bench: stopped; run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
+        return SIGNALLED + (interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT)
     except Exception as error:
         return complain(error)
 

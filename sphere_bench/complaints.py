@@ -8,6 +8,7 @@ import traceback
 from typing import Any
 
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.files import FULL, no_room
 
 DEBUG = "SPHERE_BENCH_DEBUG"
 INTERNAL_ERROR, USER_ERROR = 1, 2
@@ -34,6 +35,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, SphereBenchError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
+        if error.errno in FULL:
+            return no_room(error.filename, error.errno)
         return f"{error.filename}: {error.strerror}"
     # Imported here: a mistake in the verb is told without Hydra.
     from hydra.errors import HydraException
@@ -104,7 +107,8 @@ def _no_key(key: str, cause: BaseException | None = None) -> str:
 
     known = [*known_keys(), *groups()]
     if key in known:
-        return f"{key}: {str(cause).splitlines()[0]}" if cause else f"{key}: cannot be set so"
+        reason = "a run's own configuration takes keys, not options: set its keys one by one"
+        return f"{key}: {str(cause).splitlines()[0] if cause else reason}"
     node, _, name = key.rpartition(".")
     siblings = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == node}
     close = [

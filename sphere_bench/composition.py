@@ -12,6 +12,8 @@ from sphere_bench.files import atomic_file
 from sphere_bench.provenance import config_hash
 from sphere_bench.schema import Config
 
+CONFIG_FILE = "config.yaml"
+
 
 def config_folder() -> Path:
     """The YAML files: inside the package in a wheel, beside it in a checkout."""
@@ -73,12 +75,13 @@ def validate(composed: DictConfig) -> Config:
 
 
 def identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides a run's results: all but where the run happens.
+    """What of a configuration decides a run's results: all but where it runs and what it keeps.
 
     Args:
         content: the resolved configuration as plain containers.
     """
-    kept = {key: value for key, value in content.items() if key not in ("run", "device")}
+    elsewhere = ("run", "device", "checkpoint")
+    kept = {key: value for key, value in content.items() if key not in elsewhere}
     kept["statistics"] = {
         key: kept["statistics"][key] for key in kept["statistics"] if key != "cache"
     }
@@ -95,43 +98,31 @@ def run_name(config: Config) -> str:
     return f"{'-'.join(choices)}-seed{config.seed}-{digest[:8]}"
 
 
-def check_folder(config: Config) -> None:
-    """Make sure that the run's folder, if it is there, is of this configuration.
+def write_config(config: Config) -> None:
+    """Write the run's ``config.yaml``, which ``run --config-dir FOLDER`` makes the run from."""
+    with atomic_file(config.run.folder / CONFIG_FILE) as temporary:
+        OmegaConf.save(OmegaConf.create(asdict(config)), temporary)
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration that :func:`write_config` wrote.
 
     Raises:
-        SphereBenchError: it holds a run of another one.
+        SphereBenchError: it is missing or damaged.
     """
-    file = _config_file(config)
-    if not file.exists():
-        return
-    earlier = _flat(identity(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file)))))
-    now = _flat(identity(asdict(config)))
-    for key in sorted(earlier.keys() | now.keys()):
-        if earlier.get(key) != now.get(key):
-            raise SphereBenchError(
-                f"{file.parent} holds a run with {key}={earlier.get(key)}, not {now.get(key)}: "
-                "choose another run.name or remove that folder"
-            )
+    file = folder / CONFIG_FILE
+    try:
+        return validate(cast(DictConfig, OmegaConf.load(file)))
+    except Exception as error:  # nothing that YAML, OmegaConf or the schema raise tells more
+        raise SphereBenchError(f"{file} is missing or damaged: name a run's own folder") from error
 
 
-def write_config(config: Config) -> None:
-    """Write the run's ``config.yaml``; one from an earlier start stays."""
-    file = _config_file(config)
-    if not file.exists():
-        with atomic_file(file) as temporary:
-            OmegaConf.save(OmegaConf.create(asdict(config)), temporary)
-
-
-def _config_file(config: Config) -> Path:
-    return config.run.folder / "config.yaml"
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys to values; a list is one value."""
     flat: dict[str, Any] = {}
     for name, value in node.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
+            flat.update(flatten(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value
     return flat

@@ -2,18 +2,22 @@
 
 import argparse
 import gc
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sphere_bench.complaints import complain
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.provenance import is_run
 from sphere_bench.schema import Config
 
+# The configuration's file: the package's, and the one that a run leaves in its folder.
+PRIMARY, OF_RUN = "run", "config"
 INFO = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
 
 
@@ -37,7 +41,9 @@ def hydra_main(
     Raises:
         Exception: the arguments are wrong; ``complaints`` knows what to say.
     """
-    flags, overrides = _parse(verb, arguments)
+    flags, overrides, config_name = _parse(verb, arguments)
+    if config_name != PRIMARY:
+        overrides = [*_settings_of_hydra(), *overrides]
     with TemporaryDirectory() as scratch:
         if not has_folder:
             folders = [f"hydra.{key}='{scratch}/job'" for key in ("run.dir", "sweep.dir")]
@@ -45,10 +51,10 @@ def hydra_main(
             own = [*folders, "hydra.sweep.subdir=job", "hydra/job_logging=none", name]
             overrides = [*own, *overrides]
         with _as_command_line([f"sphere-bench {verb}", *flags, *overrides]):
-            return _run_jobs(task)
+            return _run_jobs(task, config_name)
 
 
-def _run_jobs(task: Callable[[Config], None]) -> int:
+def _run_jobs(task: Callable[[Config], None], config_name: str) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -72,7 +78,9 @@ def _run_jobs(task: Callable[[Config], None]) -> int:
             # A sweep's next model needs the memory of this one, which cycles may still hold.
             gc.collect()
 
-    entry = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="run")
+    entry = hydra.main(
+        version_base="1.3", config_path=str(config_folder()), config_name=config_name
+    )
     try:
         entry(job)()
     except HydraException:
@@ -93,6 +101,24 @@ def _run_jobs(task: Callable[[Config], None]) -> int:
     return failures[0] if failures else 0
 
 
+def _settings_of_hydra() -> list[str]:
+    """What the package's own configuration asks of Hydra, for one that does not."""
+    from omegaconf import OmegaConf
+
+    from sphere_bench.composition import config_folder, flatten
+
+    primary: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / f"{PRIMARY}.yaml"))
+    options = {
+        key.removeprefix("override "): option
+        for entry in primary["defaults"]
+        if isinstance(entry, dict)
+        for key, option in entry.items()
+        if key.startswith("override ")
+    }
+    keys = flatten({"hydra": primary["hydra"]})
+    return [f"{key}={json.dumps(value)}" for key, value in {**options, **keys}.items()]
+
+
 def _remove_if_never_begun(folder: Path) -> None:
     """Leave no trace of a run that wrote nothing but its log."""
     with suppress(OSError):
@@ -101,22 +127,26 @@ def _remove_if_never_begun(folder: Path) -> None:
             folder.rmdir()
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Tells a wrong argument as every other mistake is told."""
+
     def error(self, message: str) -> NoReturn:
         raise SphereBenchError(f"{message}; see `{self.prog} --help`")
 
 
-def _parse(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags and overrides for Hydra's own parser.
+def _parse(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str], str]:
+    """Flags and overrides for Hydra's own parser, and the name of the configuration.
 
-    That one tells a wrong flag on several lines and wants the flags before the overrides.
+    That one tells a wrong flag on several lines and wants the flags before the overrides. The
+    folder of a run holds the run's own configuration.
     """
-    parser = _Parser(prog=f"sphere-bench {verb}", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"sphere-bench {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--hydra-help", action="store_true")
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")
     parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-name", "-cn")
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--run", "-r", action="store_true")
     modes.add_argument("--multirun", "-m", action="store_true")
@@ -127,12 +157,16 @@ def _parse(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if given["resolve"] and not (given["cfg"] or given["help"]):
         parser.error("--resolve goes with --cfg")
     overrides: list[str] = given.pop("overrides")
+    config_name: str | None = given.pop("config_name")
+    if config_name is None:
+        of_run = given["config_dir"] and is_run(Path(given["config_dir"]))
+        config_name = OF_RUN if of_run else PRIMARY
     flags = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
         for name, value in given.items()
         if value
     ]
-    return flags, overrides
+    return flags, overrides, config_name
 
 
 @contextmanager

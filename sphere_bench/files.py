@@ -1,5 +1,6 @@
 """Files that are complete or absent, whenever the process is killed."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sphere_bench.errors import SphereBenchError
+
 # Hidden, and never with the final name's suffix: readers that list a folder pass it by.
 _PREFIX, _SUFFIX = ".", ".partial"
+# A full disk, a full quota, `ulimit -f`.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -17,38 +22,55 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; what the block wrote there replaces ``path``.
 
     The bytes are on the disk before the name is. An exception leaves ``path`` as it was.
+
+    Raises:
+        SphereBenchError: the disk is full.
     """
     temporary = _beside(path)
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    try:
-        yield temporary
-        temporary.chmod(mode)  # safetensors makes files that their owner alone can read
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    with _telling_a_full_disk(path):
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # safetensors makes files that their owner alone can read
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty temporary folder; with what the block wrote into it, it replaces ``path``."""
+    """Give an empty temporary folder; with what the block wrote into it, it replaces ``path``.
+
+    Raises:
+        SphereBenchError: the disk is full.
+    """
     temporary = _beside(path)
-    temporary.mkdir()
-    try:
-        yield temporary
-        mode = temporary.stat().st_mode & 0o666
-        for file in temporary.iterdir():
-            file.chmod(mode)
-            _sync(file)
-        _sync(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _sync(path.parent)
+    with _telling_a_full_disk(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            mode = temporary.stat().st_mode & 0o666
+            for path_inside in temporary.rglob("*"):
+                if path_inside.is_file():
+                    path_inside.chmod(mode)
+                _sync(path_inside)
+            _sync(temporary)
+            if path.exists():
+                remove_folder(path)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder that others would read: it loses its name before its files."""
+    leftover = _beside(path)
+    os.replace(path, leftover)
+    shutil.rmtree(leftover)
 
 
 def remove_partial(folder: Path) -> None:
@@ -62,6 +84,28 @@ def remove_partial(folder: Path) -> None:
 
 def _beside(path: Path) -> Path:
     return path.with_name(f"{_PREFIX}{path.name}.{uuid.uuid4().hex[:8]}{_SUFFIX}")
+
+
+@contextmanager
+def _telling_a_full_disk(path: Path) -> Iterator[None]:
+    """Name ``path`` and the mend, whichever library it was that could not write."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors puts the operating system's error into its own one's text.
+        code = getattr(error, "errno", None)
+        found = [each for each in FULL if each == code or f"(os error {each})" in str(error)]
+        if not found:
+            raise
+        raise SphereBenchError(no_room(path, found[0])) from error
+
+
+def no_room(path: object, code: int) -> str:
+    """What to do where ``code``, one of ``FULL``, kept ``path`` from being written."""
+    return (
+        f"{path}: cannot write it ({os.strerror(code)}): make room and run the same command "
+        "again; what was there before is whole"
+    )
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -14,8 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from sphere_bench import __version__
+from sphere_bench.errors import SphereBenchError
 from sphere_bench.files import write_json
 
+logger = logging.getLogger(__name__)
+
+FILE = "provenance.json"
 PACKAGES = (
     "torch",
     "transformers",
@@ -43,36 +48,63 @@ def collect(
     It never fails and asks no network: what cannot be found out is ``None``.
 
     Args:
-        config: the resolved configuration as plain containers.
+        config: the whole resolved configuration as plain containers.
         device: the torch device that the model is on.
         model_fingerprint: see ``models.fingerprint``; of the unedited model.
         dataset_fingerprint: of the records of the run.
     """
     return {
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "sphere_bench": __version__,
+        **versions(),
         "git": git_state(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
         "device": _device(device),
         "command": sys.argv,
-        "config_hash": config_hash(config),
+        "config": config,
         "model_fingerprint": model_fingerprint,
         "dataset_fingerprint": dataset_fingerprint,
     }
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun in the folder."""
+    return (folder / FILE).is_file()
+
+
 def record(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``provenance.json``; of a run that is resumed, under ``resumed`` of the first start."""
-    file = folder / "provenance.json"
-    content: dict[str, Any] = {**facts, "resumed": []}
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        earlier = json.loads(file.read_text("utf-8"))
-        content = {**earlier, "resumed": [*earlier["resumed"], dict(facts)]}
-    write_json(file, content)
+    """Write ``provenance.json`` of a run that begins."""
+    write_json(folder / FILE, {**facts, "resumed": []})
+
+
+def record_resumed(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Add the facts of a resumed run to those of its first start, as far as they are others."""
+    first = read(folder)
+    news = {key: value for key, value in facts.items() if first.get(key) != value}
+    for key in ("git", "device"):
+        if key in news:
+            logger.warning("going on with another %s: %s -> %s", key, first.get(key), news[key])
+    write_json(folder / FILE, {**first, "resumed": [*first["resumed"], news]})
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What ``provenance.json`` says.
+
+    Raises:
+        SphereBenchError: it is missing or damaged.
+    """
+    file = folder / FILE
+    try:
+        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        if content.keys() >= {"config", "packages", "resumed"}:
+            return content
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise SphereBenchError(
+        f"{file}, which says what the numbers are from, is missing or damaged: restore it or "
+        "choose another run.name"
+    )
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -106,6 +138,15 @@ def _git(folder: Path, *arguments: str) -> str:
         env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
     )
     return result.stdout.strip()
+
+
+def versions() -> dict[str, Any]:
+    """Of this package, of Python and of the packages below."""
+    return {
+        "sphere_bench": __version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
 
 
 def _version(package: str) -> str | None:

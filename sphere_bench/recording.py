@@ -127,6 +127,7 @@ class Recorder:
         """Put a step's rows and then the progress on the disk; a table without rows gets no part.
 
         All parts are written under temporary names before the first takes its own, `steps` last.
+        Those of a step that is made again replace its earlier ones.
 
         Raises:
             ValueError: a row lacks a column of its table, has another, or has a value of the

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sphere_bench.composition import check_folder, identity, write_config
+from sphere_bench import ownership, provenance
+from sphere_bench.composition import identity, write_config
 from sphere_bench.entry import hydra_main
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.schema import Config
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from sphere_bench.data.records import EditDataset
     from sphere_bench.editing.pipeline import EditingSetup
     from sphere_bench.models.loading import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 SPHERE = ("alpha", "eta", "basis", "normalize_rows", "rank_rule")
 
@@ -31,23 +36,47 @@ def build_and_run(config: Config) -> None:
 
     What needs no model comes first, so that its mistakes are told before anything slow.
     """
+    folder = config.run.folder
+    ownership.check_location(config.run.root, folder)
     dataset = build_dataset(config)
-    check_folder(config)
+    _check_checkpoint_steps(config, dataset)
+    facts = {"config": asdict(config), "dataset_fingerprint": dataset.fingerprint}
 
     from sphere_bench.recording import read_progress
     from sphere_bench.summary import summarize_run
 
-    progress = read_progress(config.run.folder)
-    if progress is None or progress.state != "done":
-        _edit(config, dataset)
-    print(summarize_run(config.run.folder, dataset.headline))
+    progress = read_progress(folder)
+    done = progress is not None and progress.state == "done"
+    if not done or ownership.differences(folder, facts):
+        with ownership.locked(folder):
+            _settle(config, {**facts, **provenance.versions()})
+            _edit(config, dataset)
+    print(summarize_run(folder, dataset.headline))
+
+
+def _settle(config: Config, facts: Mapping[str, Any]) -> None:
+    """Leave in the run's folder nothing but a run with the same ``facts``.
+
+    Raises:
+        SphereBenchError: it holds another one, and that is not to be discarded.
+    """
+    folder = config.run.folder
+    found = "; ".join(ownership.differences(folder, facts))
+    if not found:
+        return
+    if config.run.on_mismatch == "error":
+        raise SphereBenchError(
+            f"{folder} holds another run ({found}): choose another run.name, or discard that run "
+            "with run.on_mismatch=restart"
+        )
+    logger.warning("%s holds another run (%s): starting anew", folder, found)
+    ownership.discard(folder)
 
 
 def _edit(config: Config, dataset: EditDataset) -> None:
     """Make the run or what is left of it; its folder stays empty until everything is loaded."""
     from hydra.utils import instantiate
 
-    from sphere_bench import provenance
     from sphere_bench.checkpoints import Checkpoints
     from sphere_bench.evaluation.protocol import Evaluator
     from sphere_bench.models.fingerprint import model_fingerprint
@@ -56,38 +85,43 @@ def _edit(config: Config, dataset: EditDataset) -> None:
 
     folder = config.run.folder
     loaded = build_model(config)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    # The runner reads the checkpoint itself; here it would stay in memory for the whole run.
-    contexts = checkpoints.latest_contexts()
+    facts = provenance.collect(
+        config=asdict(config),
+        device=str(loaded.device),
+        model_fingerprint=model_fingerprint(loaded),
+        dataset_fingerprint=dataset.fingerprint,
+    )
+    _settle(config, {"model_fingerprint": facts["model_fingerprint"]})
+    resumed = ownership.is_begun(folder)
+    contexts = provenance.read(folder)["contexts"] if resumed else None
     setup = build_setup(config, loaded, dataset, contexts)
     try:
         editor = instantiate(config.editor.method)(setup)
     except TypeError as error:
         raise SphereBenchError(f"editor.method does not fit its class: {error}") from error
     evaluator = Evaluator(loaded, dataset, seed=config.seed, **asdict(config.evaluation))
-    decisive = identity(asdict(config))
-    fingerprints = {
-        "model_fingerprint": model_fingerprint(loaded),
-        "dataset_fingerprint": dataset.fingerprint,
-    }
-    facts = provenance.collect(config=decisive, device=str(loaded.device), **fingerprints)
-    write_config(config)
-    provenance.record(folder, {**facts, "contexts": list(setup.contexts)})
+    facts["config_hash"] = provenance.config_hash(identity(asdict(config)))
+    facts["contexts"] = list(setup.contexts)
+    if resumed:
+        provenance.record_resumed(folder, facts)
+    else:
+        write_config(config)
+        provenance.record(folder, facts)
     SequentialRun(
         dataset=dataset,
         weights=setup.weights,
         editor=editor,
         evaluator=evaluator,
         recorder=Recorder(folder),
-        checkpoints=checkpoints,
-        contexts=setup.contexts,
+        checkpoints=Checkpoints(
+            folder / "checkpoints", config.checkpoint.keep, config.checkpoint.steps
+        ),
         settings=RunSettings(
             batch_size=config.edits.batch_size,
             checkpoint_every=config.checkpoint.every,
             energy_exponent=config.energy.exponent,
             energy_eps=config.energy.eps,
-            # Files that changed under their names are another model, another dataset.
-            config_hash=provenance.config_hash({**decisive, **fingerprints}),
+            run_hash=ownership.run_hash(facts),
         ),
     ).run()
 
@@ -153,6 +187,12 @@ def build_dataset(config: Config) -> EditDataset:
             f"{len(dataset.records)} records: lower it"
         )
     return dataset
+
+
+def _check_checkpoint_steps(config: Config, dataset: EditDataset) -> None:
+    last = math.ceil(len(dataset.records) / config.edits.batch_size)
+    if any(step > last for step in config.checkpoint.steps):
+        raise SphereBenchError(f"checkpoint.steps={config.checkpoint.steps}: the run has {last}")
 
 
 def build_model(config: Config) -> LoadedModel:

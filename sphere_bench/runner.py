@@ -3,8 +3,8 @@
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -20,6 +20,7 @@ from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.protocol import Evaluation, Evaluator
 from sphere_bench.geometry.energy import RowGeometry, row_geometry
 from sphere_bench.recording import SCHEMAS, Progress, Recorder, State
+from sphere_bench.signals import Stopped, StopRequest, handled_by
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +33,14 @@ class RunSettings:
         batch_size: edits in a step.
         checkpoint_every: steps between checkpoints; the last step has one in any case.
         energy_exponent, energy_eps: of the hyperspherical energy.
-        config_hash: a checkpoint of another configuration is refused.
+        run_hash: a checkpoint of another run is refused, see ``ownership.run_hash``.
     """
 
     batch_size: int
     checkpoint_every: int
     energy_exponent: float
     energy_eps: float
-    config_hash: str
+    run_hash: str
 
 
 class SequentialRun:
@@ -52,7 +53,6 @@ class SequentialRun:
         evaluator: scores the model after a step.
         recorder: the run's tables.
         checkpoints: the run's checkpoints.
-        contexts: the editor's context prefixes, kept with the checkpoints.
         settings: the stream's numbers.
     """
 
@@ -65,7 +65,6 @@ class SequentialRun:
         evaluator: Evaluator,
         recorder: Recorder,
         checkpoints: Checkpoints,
-        contexts: Sequence[str],
         settings: RunSettings,
     ) -> None:
         self.total = len(dataset.records)
@@ -75,18 +74,27 @@ class SequentialRun:
         self.evaluator = evaluator
         self.recorder = recorder
         self.checkpoints = checkpoints
-        self.contexts = list(contexts)
         self.settings = settings
         self.last_step = math.ceil(self.total / settings.batch_size)
+        self._recorded = -1  # by earlier processes
         self._unedited = {layer: self._geometry(layer) for layer in weights.layers}
 
     def run(self) -> None:
         """Make every step that is not on disk yet.
 
+        SIGINT and SIGTERM let the step end, and save a checkpoint; a second one abandons the step.
+
         Raises:
             KeyboardInterrupt: the run was stopped; what is recorded stays, and the same run made
                 again goes on from its latest checkpoint.
         """
+        stop = StopRequest()
+        with handled_by(stop):
+            self._run(stop)
+        if stop.number is not None:
+            raise Stopped(stop.number)
+
+    def _run(self, stop: StopRequest) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         step = self._resume()
@@ -98,39 +106,48 @@ class SequentialRun:
                 if step < 0:
                     step = 0
                     self._finish_step(0, None, progress)
-                while step < self.last_step:
+                while step < self.last_step and stop.number is None:
                     step += 1
                     report = self.editor.edit(self._requests(step))
                     self._finish_step(step, report, progress)
                     progress.update(self._edits(step) - progress.n)
-                self.recorder.write_progress(self._progress(step, "done"))
+                if step == self.last_step:
+                    self.recorder.write_progress(self._progress(step, "done"))
+                    return
+                if step and not self._checkpoint_due(step):
+                    self._save_checkpoint(step)
+                self.recorder.write_progress(self._progress(step, "interrupted"))
             except KeyboardInterrupt:
                 recorded = self.recorder.progress()
                 if recorded is not None:
-                    self.recorder.write_progress(self._progress(recorded.step, "interrupted"))
+                    self.recorder.write_progress(replace(recorded, state="interrupted"))
                 raise
 
     def _resume(self) -> int:
-        """Take up the latest checkpoint: its step, or -1 where the run has to start anew."""
+        """Take up the latest checkpoint: its step, or -1 where the run has to start anew.
+
+        Steps recorded since are made again; their rows stay until those of the same step replace
+        them, so that nothing is ever taken back.
+        """
         checkpoint = self.checkpoints.latest()
-        if checkpoint is None:
-            if self.recorder.progress() is not None:
-                logger.info("no checkpoint yet: starting anew")
-            self.recorder.rewind(-1)
-            return -1
-        if checkpoint.config_hash != self.settings.config_hash:
-            raise SphereBenchError(
-                f"{self.recorder.folder} holds a run of another configuration, model or dataset: "
-                "choose another run.name or remove that folder"
-            )
-        for layer, weight in checkpoint.weights.items():
-            self.weights.write(layer, weight)
-        self.editor.load_state_dict(checkpoint.editor)
-        self.recorder.rewind(checkpoint.step)
-        self.recorder.write_progress(self._progress(checkpoint.step, "running"))
-        if checkpoint.step < self.last_step:
-            logger.info("going on after step %d of %d", checkpoint.step, self.last_step)
-        return checkpoint.step
+        recorded = self.recorder.progress()
+        step = checkpoint.step if checkpoint else -1
+        self._recorded = max(step, recorded.step if recorded else -1)
+        if checkpoint is not None:
+            if checkpoint.run_hash != self.settings.run_hash:
+                raise SphereBenchError(
+                    f"{self.checkpoints.folder} is of another run than the folder around it: "
+                    "choose another run.name or remove that folder"
+                )
+            for layer, weight in checkpoint.weights.items():
+                self.weights.write(layer, weight)
+            self.editor.load_state_dict(checkpoint.editor)
+        self.checkpoints.rewind(step)
+        self.recorder.rewind(self._recorded)
+        if self._recorded >= 0:
+            self.recorder.write_progress(self._progress(step, "running"))
+            logger.info("going on after step %d of %d", step, self.last_step)
+        return step
 
     def _finish_step(
         self, step: int, report: BatchReport | None, progress: "tqdm[NoReturn]"
@@ -166,19 +183,21 @@ class SequentialRun:
             cases=evaluation.cases_rows,
             progress=self._progress(step, "running"),
         )
-        if step and (step % self.settings.checkpoint_every == 0 or step == self.last_step):
-            self.checkpoints.save(
-                Checkpoint(
-                    step,
-                    self.weights.current,
-                    self.editor.state_dict(),
-                    self.contexts,
-                    self.settings.config_hash,
-                )
-            )
+        if self._checkpoint_due(step):
+            self._save_checkpoint(step)
         if due:
             efficacy = evaluation.steps_rows[0]["efficacy"]
             progress.set_postfix(efficacy=f"{efficacy:.1f}", he_ratio=f"{shared['he_ratio']:.6f}")
+
+    def _checkpoint_due(self, step: int) -> bool:
+        if not step:  # the unedited model
+            return False
+        regular = step % self.settings.checkpoint_every == 0
+        return regular or step == self.last_step or step in self.checkpoints.milestones
+
+    def _save_checkpoint(self, step: int) -> None:
+        state = self.editor.state_dict()
+        self.checkpoints.save(Checkpoint(step, self.weights.current, state, self.settings.run_hash))
 
     def _layer_rows(
         self, step: int, edits: int, report: BatchReport | None
@@ -223,7 +242,10 @@ class SequentialRun:
         return min(max(step, 0) * self.settings.batch_size, self.total)
 
     def _progress(self, step: int, state: State) -> Progress:
-        return Progress(step, self._edits(step), self.total, self.settings.batch_size, state)
+        """The progress once ``step`` is recorded; it does not fall while steps are made again."""
+        recorded = max(step, self._recorded)
+        edits = self._edits(recorded)
+        return Progress(recorded, edits, self.total, self.settings.batch_size, state)
 
 
 def _unevaluated_row(step: int, edits: int) -> dict[str, Any]:

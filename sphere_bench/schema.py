@@ -273,12 +273,17 @@ class EvaluationConfig:
 
 @dataclass
 class RunFolderConfig:
-    """Where the run's folder is; a name of null is derived from the rest."""
+    """Where the run's folder is, and what happens where it holds another run.
+
+    A name of null is derived from the rest.
+    """
 
     root: str
     name: str | None
+    on_mismatch: str
 
     def __post_init__(self) -> None:
+        check_choice("run.on_mismatch", self.on_mismatch, ("error", "restart"))
         if self.name is not None:
             _name("run.name", self.name)
 
@@ -290,12 +295,17 @@ class RunFolderConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Steps between checkpoints; the last step has one in any case."""
+    """Steps between checkpoints; how many of the latest stay; steps whose stay for good."""
 
     every: int
+    keep: int
+    steps: list[int]
 
     def __post_init__(self) -> None:
         _at_least("checkpoint.every", self.every, 1)
+        _at_least("checkpoint.keep", self.keep, 1)
+        for step in self.steps:
+            _at_least("checkpoint.steps", step, 1)
 
 
 @dataclass

@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationError
 
 from sphere_bench.composition import (
-    check_folder,
     config_folder,
     groups,
     known_keys,
+    read_config,
     register_resolvers,
     run_name,
     validate,
@@ -181,6 +181,9 @@ def test_an_experiment_is_the_papers_setting():
         ("dataset.target=question", r"dataset\.target=question: must be one of answers, alt"),
         ("dataset.on_invalid=ignore", r"dataset\.on_invalid=ignore: must be one of error, skip"),
         ("checkpoint.every=0", r"checkpoint\.every=0"),
+        ("checkpoint.keep=0", r"checkpoint\.keep=0: must be a number of at least 1"),
+        ("checkpoint.steps=[5,0]", r"checkpoint\.steps=0: must be a number of at least 1"),
+        ("run.on_mismatch=ignore", r"run\.on_mismatch=ignore: must be one of error, restart"),
         ("run.name=../elsewhere", r"run\.name=\.\./elsewhere: must be one folder's name"),
         ("run.name='..'", r"run\.name=\.\."),
         ("run.name=''", r"run\.name="),
@@ -227,8 +230,18 @@ def test_equal_configurations_have_equal_names():
     assert typed("energy.exponent=2").run.name == typed("energy.exponent=2.0").run.name
 
 
-@pytest.mark.parametrize("override", ["run.root=elsewhere", "device=cpu", "statistics.cache=here"])
-def test_where_a_run_happens_is_not_in_its_name(override):
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.root=elsewhere",
+        "run.on_mismatch=restart",
+        "device=cpu",
+        "statistics.cache=here",
+        "checkpoint.every=3",
+        "checkpoint.steps=[1]",
+    ],
+)
+def test_where_a_run_happens_and_what_it_keeps_is_not_in_its_name(override):
     assert typed(override).run.name == typed().run.name
 
 
@@ -276,23 +289,16 @@ def test_hydra_writes_where_the_run_does():
     assert OmegaConf.select(composed, "hydra.sweep.subdir") == folder.name
 
 
-def test_a_folder_is_kept_to_one_configuration(tmp_path):
-    mine = [f"run.root={tmp_path}", "run.name=mine"]
-    check_folder(typed(*mine))
-    (tmp_path / "mine").mkdir()
-    write_config(typed(*mine))
-    written = OmegaConf.load(tmp_path / "mine" / "config.yaml")
-    assert validate(written) == typed(*mine)
-    check_folder(typed(*mine, "device=cpu"))
-    with pytest.raises(
-        SphereBenchError, match=r"with edits\.batch_size=50, not 20: choose another"
-    ):
-        check_folder(typed(*mine, "edits.batch_size=20"))
+def test_a_runs_configuration_comes_back_as_it_was(tmp_path):
+    mine = typed(f"run.root={tmp_path}", "run.name=mine", "values.contexts=['So: {}']")
+    mine.run.folder.mkdir()
+    write_config(mine)
+    assert read_config(mine.run.folder) == mine
 
 
-def test_the_first_starts_configuration_is_kept(tmp_path):
-    mine = [f"run.root={tmp_path}", "run.name=mine"]
-    (tmp_path / "mine").mkdir()
-    write_config(typed(*mine, "device=cpu"))
-    write_config(typed(*mine))
-    assert OmegaConf.load(tmp_path / "mine" / "config.yaml").device == "cpu"
+@pytest.mark.parametrize("content", [None, "", "a: [", "seed: 0", "- 1", "\0"])
+def test_a_damaged_configuration_of_a_run_is_named(content, tmp_path):
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(SphereBenchError, match=r"config\.yaml is missing or damaged"):
+        read_config(tmp_path)

@@ -1,8 +1,18 @@
 import json
 import subprocess
 
+import pytest
+
 from sphere_bench import provenance
-from sphere_bench.provenance import collect, config_hash, git_state, record
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.provenance import (
+    collect,
+    config_hash,
+    git_state,
+    read,
+    record,
+    record_resumed,
+)
 
 CONFIG = {"seed": 0, "sphere": {"alpha": 0.8, "eta": 0.5}}
 
@@ -15,7 +25,7 @@ def test_provenance_says_which_code_model_and_data_made_the_numbers():
     assert facts["packages"]["transformers"]
     assert facts["model_fingerprint"] == "m" * 64
     assert facts["dataset_fingerprint"] == "d" * 64
-    assert facts["config_hash"] == config_hash(CONFIG)
+    assert facts["config"] == CONFIG
     assert facts["device"]["torch_device"] == "cpu"
     assert facts["started_at"].endswith("+00:00")
     json.dumps(facts)
@@ -58,16 +68,21 @@ def test_the_configurations_hash_sees_values_and_not_the_order_of_keys():
     assert config_hash({"a": 1}) != config_hash({"a": 2})
 
 
-def test_a_resumed_run_keeps_its_first_provenance(tmp_path):
-    for start in ("first", "second", "third"):
-        record(tmp_path, {"started_at": start})
-    content = json.loads((tmp_path / "provenance.json").read_text())
-    assert content["started_at"] == "first"
-    assert [facts["started_at"] for facts in content["resumed"]] == ["second", "third"]
+def test_a_resumed_run_keeps_its_first_provenance(tmp_path, caplog):
+    facts = {"config": CONFIG, "packages": {}, "device": "cpu"}
+    record(tmp_path, {**facts, "started_at": "first"})
+    record_resumed(tmp_path, {**facts, "started_at": "second"})
+    record_resumed(tmp_path, {**facts, "started_at": "third", "device": "cuda"})
+    assert read(tmp_path) == {
+        **facts,
+        "started_at": "first",
+        "resumed": [{"started_at": "second"}, {"started_at": "third", "device": "cuda"}],
+    }
+    assert "another device: cpu -> cuda" in caplog.text
 
 
-def test_a_damaged_provenance_file_does_not_keep_a_run_from_starting(tmp_path):
-    (tmp_path / "provenance.json").write_text('{"started_at"')
-    record(tmp_path, {"started_at": "now"})
-    content = json.loads((tmp_path / "provenance.json").read_text())
-    assert content == {"started_at": "now", "resumed": []}
+@pytest.mark.parametrize("content", ["", '{"started_at"', "[]", "null", '{"config": {}}'])
+def test_a_damaged_provenance_file_is_named(content, tmp_path):
+    (tmp_path / "provenance.json").write_text(content)
+    with pytest.raises(SphereBenchError, match=r"provenance\.json, .* is missing or damaged"):
+        read(tmp_path)

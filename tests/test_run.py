@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 from pandas.testing import assert_frame_equal
 
+from sphere_bench import provenance
 from sphere_bench.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.cli import main
 from sphere_bench.editing.editor import LocateThenEdit
 from sphere_bench.editing.ultraedit import UltraEdit
-from sphere_bench.recording import SCHEMAS, Table
+from sphere_bench.recording import SCHEMAS
+from tests.run_tables import assert_same_tables, table, without_times
 
 QUICK = ("model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "evaluation.seen=5")
 STREAM = ("edits.total=8", "edits.batch_size=4", "evaluation.seen=5")
@@ -23,22 +24,6 @@ THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=
 
 def run(root: Path, *overrides: str) -> int:
     return main(["run", f"run.root={root}", *overrides])
-
-
-def table(folder: Path, name: Table) -> pandas.DataFrame:
-    return pandas.read_parquet(folder / name)
-
-
-def without_times(frame: pandas.DataFrame) -> pandas.DataFrame:
-    changing = [name for name in frame if name.startswith("seconds_") or name.startswith("peak_")]
-    return frame.drop(columns=changing)
-
-
-def assert_same_tables(folder: Path, other: Path) -> None:
-    for name in SCHEMAS:
-        assert_frame_equal(
-            without_times(table(folder, name)), without_times(table(other, name)), check_exact=True
-        )
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +75,25 @@ def test_the_same_command_again_prints_the_summary_and_changes_nothing(
     assert run(folder.parent, *THREE_STEPS, "run.name=three") == 0
     assert "step 0 is the unedited model" in capsys.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in folder.glob("steps/*")} == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--config-name", "config"]])
+def test_a_runs_own_configuration_makes_the_run_again(
+    flags: list[str], folder: Path, tmp_path: Path
+) -> None:
+    assert main(["run", "--config-dir", str(folder), *flags, f"run.root={tmp_path}"]) == 0
+    again = tmp_path / folder.name
+    assert_same_tables(again, folder)
+    assert {file.name for file in again.iterdir()} == {file.name for file in folder.iterdir()}
+    facts, facts_again = provenance.read(folder), provenance.read(again)
+    for key in ("config_hash", "model_fingerprint", "dataset_fingerprint", "packages", "git"):
+        assert facts_again[key] == facts[key]
+    assert facts["config"]["edits"] == {
+        "total": 9,
+        "batch_size": 4,
+        "start": 0,
+        "shuffle": False,
+    }
 
 
 # MEMIT has no memory; the others keep keys, unconditioned weights, moments or a norm.
@@ -144,7 +148,7 @@ def test_a_run_of_another_configuration_is_not_resumed(
 ) -> None:
     assert run(tmp_path, *QUICK, "edits.total=2", "edits.batch_size=2", "run.name=one") == 0
     assert run(tmp_path, *QUICK, "edits.total=4", "edits.batch_size=2", "run.name=one") == 2
-    assert "holds a run with edits.total=2, not 4" in capsys.readouterr().err
+    assert "edits.total 2 -> 4): choose another run.name" in capsys.readouterr().err
 
 
 def test_a_run_of_other_records_is_not_resumed(
@@ -165,7 +169,7 @@ def test_a_run_of_other_records_is_not_resumed(
         assert run(tmp_path, *command_again) == code
         progress = tmp_path / "one" / "progress.json"
         progress.write_text(progress.read_text().replace('"done"', '"running"'))
-    assert "another configuration, model or dataset" in capsys.readouterr().err
+    assert "holds another run (dataset_fingerprint" in capsys.readouterr().err
 
 
 def test_a_two_by_two_sweep_makes_four_runs_that_leak_nothing(tmp_path: Path) -> None:

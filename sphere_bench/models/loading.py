@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -98,6 +99,11 @@ def load_model(
             if shape is None
             else random_model(shape, weights_type, target)
         )
+    except UnpicklingError as error:
+        raise SphereBenchError(
+            f"model.path={path}: its pickled weights hold more than tensors, and what they hold "
+            "would be executed: take the model from a source that gives safetensors"
+        ) from error
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         raise SphereBenchError(f"model.path={path}: cannot load it: {_reason(error)}") from error
     torch.nn.Module.to(model, target)
@@ -149,9 +155,10 @@ def wrap_model(
         )
     model.requires_grad_(False)
     model.eval()
-    # A dequantised GGUF still carries the quantised file's configuration, which saving refuses.
+    # A dequantised GGUF still calls itself quantised, which saving refuses.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+        model.hf_quantizer = None  # type: ignore[assignment]
     layout = Layout(model, layers_module, projection)
     return LoadedModel(model, tokenizer, layout, layers_return_tuples(model, layout.decoder_layers))
 

@@ -1,0 +1,99 @@
+"""A run that is killed, at whatever moment, goes on to the tables of one that is not."""
+
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import STEPS, Nursery, Reference
+
+EDITORS = ("memit", "alphaedit", "ultraedit")
+KILLED = -signal.SIGKILL
+PARTS = 4  # for as many workers
+
+
+@pytest.fixture(params=EDITORS)
+def editor(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def kill(nursery: Nursery, root: Path, editor: str, change: int) -> int | None:
+    """Run until the ``change``-th change in the run's folder, or to the end."""
+    fault = {"change": change, "number": signal.SIGKILL}
+    return nursery.run(root, f"editor={editor}", signal_before_change=fault).code
+
+
+def writes_of_last_step(reference: Reference) -> list[int]:
+    """Numbers of the changes from the step's first to the run's last that change something.
+
+    A file that is opened twice in a row, or loses a temporary name that it has lost, does not.
+    """
+    changes = reference.changes
+    first = next(i for i, (_, path) in enumerate(changes) if f"part-{STEPS:05d}" in path.name)
+    return [
+        number
+        for number in range(first, len(changes))
+        if changes[number] != changes[number - 1]
+        and changes[number][0] != "os.chmod"
+        and not (changes[number][0] == "os.remove" and changes[number][1].suffix == ".partial")
+    ]
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_between_every_two_writes_of_a_step(
+    nursery: Nursery, reference: Callable[[str], Reference], part: int, tmp_path: Path
+) -> None:
+    whole = reference("memit")
+    writes = writes_of_last_step(whole)
+    # Three tables and the progress; a checkpoint's three files; the removal of the one before.
+    assert len(writes) >= 25
+    for change in writes[part::PARTS]:
+        root = tmp_path / str(change)
+        assert kill(nursery, root, "memit", change) == KILLED
+        whole.assert_nothing_lost(root / "run", at_least=STEPS - 1)
+        assert nursery.run(root, "editor=memit").code == 0
+        whole.assert_completed(root / "run")
+
+
+def test_before_seeded_changes_of_the_whole_run(
+    nursery: Nursery, reference: Callable[[str], Reference], editor: str, tmp_path: Path
+) -> None:
+    whole = reference(editor)
+    for change in random.Random(editor).sample(range(len(whole.changes)), 4):
+        root = tmp_path / str(change)
+        assert kill(nursery, root, editor, change) == KILLED
+        whole.assert_nothing_lost(root / "run")
+        assert nursery.run(root, f"editor={editor}").code == 0
+        whole.assert_completed(root / "run")
+
+
+def test_from_outside_at_seeded_times(
+    nursery: Nursery, reference: Callable[[str], Reference], editor: str, tmp_path: Path
+) -> None:
+    whole = reference(editor)
+    chance = random.Random(editor)
+    for moment in range(2):
+        root = tmp_path / str(moment)
+        after = chance.uniform(0.2, 0.9) * whole.seconds
+        # On a busy machine the run may be over by then, or not have begun.
+        assert nursery.run(root, f"editor={editor}", kill_after=after).code in (KILLED, 0)
+        whole.assert_nothing_lost(root / "run")
+        assert nursery.run(root, f"editor={editor}").code == 0
+        whole.assert_completed(root / "run")
+
+
+def test_again_and_again(
+    nursery: Nursery, reference: Callable[[str], Reference], editor: str, tmp_path: Path
+) -> None:
+    whole = reference(editor)
+    chance = random.Random(editor)
+    recorded = -1
+    for _ in range(6):
+        change = chance.randrange(len(whole.changes) // 3)
+        if kill(nursery, tmp_path, editor, change) == 0:
+            break
+        recorded = whole.assert_nothing_lost(tmp_path / "run", at_least=recorded)
+    assert nursery.run(tmp_path, f"editor={editor}").code == 0
+    whole.assert_completed(tmp_path / "run")
