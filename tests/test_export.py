@@ -77,7 +77,7 @@ def test_a_model_in_bfloat16_with_linear_layers_keeps_its_type(tmp_path: Path) -
         f"run.root={tmp_path}",
         "run.name=run",
         f"model.path={tmp_path / 'model'}",
-        "model.layers=[1,2]",
+        "model.ultraedit.layers=[1,2]",
         "model.dtype=bfloat16",
         "statistics.corpus=bundled",
         "editor=ultraedit",
