@@ -19,6 +19,7 @@ from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.protocol import Evaluation, Evaluator
 from sphere_bench.geometry.energy import RowGeometry, row_geometry
+from sphere_bench.geometry.portrait import portrait, principal_plane
 from sphere_bench.recording import SCHEMAS, Progress, Recorder, State
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,9 @@ class SequentialRun:
         self.settings = settings
         self.last_step = math.ceil(self.total / settings.batch_size)
         self._unedited = {layer: self._geometry(layer) for layer in weights.layers}
+        self._planes = {
+            layer: principal_plane(weights.pretrained[layer]) for layer in weights.layers
+        }
 
     def run(self) -> None:
         """Make every step that is not on disk yet.
@@ -146,6 +150,9 @@ class SequentialRun:
         )
         evaluated = perf_counter()
         layers = self._layer_rows(step, edits, report)
+        checkpoint_due = step == self.last_step or step % self.settings.checkpoint_every == 0
+        # Step 0 has no checkpoint, but is what later portraits are compared with.
+        geometry = self._geometry_rows(step, edits) if checkpoint_due else []
         seconds = {
             **(report or BatchReport()).seconds,
             "evaluate": evaluated - started,
@@ -164,9 +171,10 @@ class SequentialRun:
             steps=[{**row, **shared} for row in evaluation.steps_rows],
             layers=layers,
             cases=evaluation.cases_rows,
+            geometry=geometry,
             progress=self._progress(step, "running"),
         )
-        if step and (step % self.settings.checkpoint_every == 0 or step == self.last_step):
+        if step and checkpoint_due:
             self.checkpoints.save(
                 Checkpoint(
                     step,
@@ -208,6 +216,17 @@ class SequentialRun:
                 }
             )
         return rows
+
+    def _geometry_rows(self, step: int, edits: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "step": step,
+                "edits": edits,
+                "layer": layer,
+                **portrait(self.weights.current[layer], plane)._asdict(),
+            }
+            for layer, plane in self._planes.items()
+        ]
 
     def _geometry(self, layer: int) -> RowGeometry:
         return row_geometry(
