@@ -78,7 +78,9 @@ def identity(content: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         content: the resolved configuration as plain containers.
     """
-    kept = {key: value for key, value in content.items() if key not in ("run", "device")}
+    kept = {
+        key: value for key, value in content.items() if key not in ("run", "device", "trackers")
+    }
     kept["statistics"] = {
         key: kept["statistics"][key] for key in kept["statistics"] if key != "cache"
     }

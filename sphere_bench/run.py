@@ -10,6 +10,7 @@ from sphere_bench.composition import check_folder, identity, write_config
 from sphere_bench.entry import hydra_main
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.schema import Config
+from sphere_bench.tracking import check_trackers, open_trackers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,7 @@ def build_and_run(config: Config) -> None:
     """
     dataset = build_dataset(config)
     check_folder(config)
+    check_trackers(config.trackers)
 
     from sphere_bench.recording import read_progress
     from sphere_bench.summary import summarize_run
@@ -73,23 +75,26 @@ def _edit(config: Config, dataset: EditDataset) -> None:
     facts = provenance.collect(config=decisive, device=str(loaded.device), **fingerprints)
     write_config(config)
     provenance.record(folder, {**facts, "contexts": list(setup.contexts)})
-    SequentialRun(
-        dataset=dataset,
-        weights=setup.weights,
-        editor=editor,
-        evaluator=evaluator,
-        recorder=Recorder(folder),
-        checkpoints=checkpoints,
-        contexts=setup.contexts,
-        settings=RunSettings(
-            batch_size=config.edits.batch_size,
-            checkpoint_every=config.checkpoint.every,
-            energy_exponent=config.energy.exponent,
-            energy_eps=config.energy.eps,
-            # Files that changed under their names are another model, another dataset.
-            config_hash=provenance.config_hash({**decisive, **fingerprints}),
-        ),
-    ).run()
+    settings = RunSettings(
+        batch_size=config.edits.batch_size,
+        checkpoint_every=config.checkpoint.every,
+        energy_exponent=config.energy.exponent,
+        energy_eps=config.energy.eps,
+        # Files that changed under their names are another model, another dataset.
+        config_hash=provenance.config_hash({**decisive, **fingerprints}),
+    )
+    with open_trackers(config.trackers, folder, decisive) as track:
+        SequentialRun(
+            dataset=dataset,
+            weights=setup.weights,
+            editor=editor,
+            evaluator=evaluator,
+            recorder=Recorder(folder),
+            checkpoints=checkpoints,
+            contexts=setup.contexts,
+            settings=settings,
+            track=track,
+        ).run()
 
 
 def build_setup(

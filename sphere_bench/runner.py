@@ -21,6 +21,7 @@ from sphere_bench.evaluation.protocol import Evaluation, Evaluator
 from sphere_bench.geometry.energy import RowGeometry, row_geometry
 from sphere_bench.geometry.portrait import portrait, principal_plane
 from sphere_bench.recording import SCHEMAS, Progress, Recorder, State
+from sphere_bench.tracking import Track
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class SequentialRun:
         checkpoints: the run's checkpoints.
         contexts: the editor's context prefixes, kept with the checkpoints.
         settings: the stream's numbers.
+        track: told of each step's rows of `steps` and `layers` once they are on disk.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class SequentialRun:
         checkpoints: Checkpoints,
         contexts: Sequence[str],
         settings: RunSettings,
+        track: Track | None = None,
     ) -> None:
         self.total = len(dataset.records)
         self.dataset = dataset
@@ -78,6 +81,7 @@ class SequentialRun:
         self.checkpoints = checkpoints
         self.contexts = list(contexts)
         self.settings = settings
+        self.track = track
         self.last_step = math.ceil(self.total / settings.batch_size)
         self._unedited = {layer: self._geometry(layer) for layer in weights.layers}
         self._planes = {
@@ -166,14 +170,17 @@ class SequentialRun:
             **{f"seconds_{stage}": value for stage, value in seconds.items()},
             "peak_memory_bytes": peak_memory_bytes(self.weights),
         }
+        steps = [{**row, **shared} for row in evaluation.steps_rows]
         self.recorder.commit_step(
             step,
-            steps=[{**row, **shared} for row in evaluation.steps_rows],
+            steps=steps,
             layers=layers,
             cases=evaluation.cases_rows,
             geometry=geometry,
             progress=self._progress(step, "running"),
         )
+        if self.track:
+            self.track(step, steps, layers)
         if step and checkpoint_due:
             self.checkpoints.save(
                 Checkpoint(

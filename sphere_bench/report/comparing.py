@@ -199,5 +199,5 @@ def _extras(runs: Sequence[Run]) -> list[Mapping[str, str]]:
 
 
 def _text(value: object) -> str:
-    # A key that one version of the package has and another lacks.
-    return "-" if value is None or value != value else str(value)
+    # NaN: a key that one version of the package has and another lacks.
+    return "absent" if value != value else str(value)

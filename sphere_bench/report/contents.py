@@ -214,14 +214,21 @@ def _gains(setting: Setting, scope: str) -> list[Item]:
 
 
 def _curves(setting: Setting, scope: str) -> list[Item]:
-    return [
-        *(score_figures.curves(setting, each) for each in setting.scopes),
-        Note(COLLAPSE),
-        collapse_table(setting, scope),
-    ]
+    collapse: list[Item] = [Note(COLLAPSE), collapse_table(setting, scope)]
+    if not _is_series(setting, scope):
+        return [Note("Evaluated after one step at most: there is no curve to draw."), *collapse]
+    return [*(score_figures.curves(setting, each) for each in setting.scopes), *collapse]
+
+
+def _is_series(setting: Setting, scope: str) -> bool:
+    """Some run was evaluated after two steps or more, the unedited model not counted."""
+    return any((run.scores(scope)["step"] > 0).sum() > 1 for run in setting.runs)
 
 
 def _energy(setting: Setting, scope: str) -> list[Item]:
+    if not _is_series(setting, scope):
+        few = "Evaluated after one step at most: there is nothing to correlate."
+        return [weight_figures.energy(setting), Note(few)]
     items: list[Item] = [
         weight_figures.energy(setting),
         weight_figures.energy_against_quality(setting, scope),
@@ -230,8 +237,9 @@ def _energy(setting: Setting, scope: str) -> list[Item]:
             "anything is edited at all. Pooled correlations are within runs: from each run its "
             "mean is taken first. Intervals and p-values take a run’s steps as independent, which "
             "they are not quite, and are not corrected for their number; levels that both drift "
-            "correlate whatever the cause, so the changes are the stricter test. Fewer than four "
-            "points, or constant ones, give no number."
+            "correlate whatever the cause, so the changes are the stricter test. A run of fewer "
+            "than four points gives no number, nor do constant ones; fewer than eight in all give "
+            "no interval."
         ),
     ]
     for of_changes in (False, True):

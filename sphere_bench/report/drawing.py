@@ -104,7 +104,7 @@ class Drawing:
         svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
         svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', r"\1", svg, count=1)
         # Identifiers are unique on a page of many figures.
-        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{self.name}-", svg)
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
         svg = re.sub("|".join(_TWINS), lambda found: f"var(--{found[0][1:]}, {found[0]})", svg)
         # The page's own font; the size stays.
         svg = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", svg)

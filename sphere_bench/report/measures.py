@@ -22,6 +22,7 @@ from sphere_bench.report.tables import (
     Column,
     Row,
     Table,
+    is_missing,
     label,
     number,
     spread,
@@ -194,7 +195,7 @@ def _coefficient(method: Method) -> Any:
             return str(reason)
         r, low, high = (row[f"{method.lower()}_{key}"] for key in ("coefficient", "low", "high"))
         signed = [write_number(value, 2, sign=True) for value in (r, low, high)]
-        return f"{signed[0]} [{signed[1]}, {signed[2]}]"
+        return signed[0] if is_missing(low) else f"{signed[0]} [{signed[1]}, {signed[2]}]"
 
     return text
 

@@ -27,11 +27,11 @@ def headline_table(setting: Setting, scope: str) -> Table:
             "editor": arm.editor,
             "variant": arm.variant,
             "state": "; ".join(sorted({run.state for run in arm.runs} - {"done"})) or "done",
-            **_mean(_last(run, scope) for run in arm.runs),
+            **_mean([_last(run, scope) for run in arm.runs]),
         }
         for arm in setting.arms
     ]
-    unedited = _mean(_last(run, scope, until=0) for run in setting.runs)
+    unedited = _mean([_last(run, scope, until=0) for run in setting.runs], once=True)
     rows = [{"editor": UNEDITED, "variant": "", "state": "", **unedited, "edits": 0.0}, *arms]
     columns = [
         label("Editor", "editor"),
@@ -139,11 +139,14 @@ def _last(run: Run, scope: str, until: float = float("inf")) -> "pandas.Series[A
     return pandas.concat([last, pandas.Series({"he_change": 100 * (last["he_ratio"] - 1)})])
 
 
-def _mean(rows: Iterable["pandas.Series[Any]"]) -> dict[str, float]:
+def _mean(rows: Sequence["pandas.Series[Any]"], once: bool = False) -> dict[str, float]:
+    """Mean and deviation; with ``once`` runs that start alike count as one."""
     names = ["edits", "he_change", *SCORES]
-    numbers = pandas.DataFrame(list(rows)).reindex(columns=names).astype(float)
+    numbers = pandas.DataFrame(rows).reindex(columns=names).astype(float)
+    if once:
+        numbers = numbers.drop_duplicates()
     return {
-        "runs": float(len(numbers)),
+        "runs": float(len(rows)),
         **numbers.mean().to_dict(),
         **numbers.std().add_suffix("_std").to_dict(),
     }

@@ -126,7 +126,8 @@ def retention(setting: Setting) -> Drawing | None:
             row[0].set_ylabel("edited after … edits")
         for axes in grid[-1]:
             axes.set_xlabel("asked after … edits")
-        bar = figure.colorbar(image, ax=[axes for row in grid for axes in row], pad=0.02)
+        every_panel = [axes for row in grid for axes in row]
+        bar = figure.colorbar(image, ax=every_panel, location="top", aspect=50, shrink=0.6)
         bar.set_label(f"efficacy {kind}, %")
         bar.outline.set_visible(False)
     return Drawing(

@@ -18,6 +18,7 @@ Method = Literal["Spearman", "Pearson"]
 Numbers = NDArray[np.float64]
 
 FEWEST_POINTS = 4
+FEWEST_RESAMPLED = 8
 LAGS = (-3, -2, -1, 0, 1, 2, 3)
 RESAMPLES = 2000
 # Up to here all orders are tried for Spearman's p-value; beyond, Student's t is close enough.
@@ -57,20 +58,25 @@ def correlate(runs: Sequence[Series], method: Method, seed: int = 0) -> Correlat
     Every series (of ranks within its run, for Spearman) is taken from its run's mean before the
     points are pooled, so that runs that differ in their level alone correlate nothing; each run
     costs a degree of freedom (repeated-measures correlation, Bakdash and Marusich 2017,
-    doi:10.3389/fpsyg.2017.00456). With one run this is scipy's ``pearsonr`` or ``spearmanr``; the
-    p-value of a Spearman coefficient of at most seven points of one run is exact, by permutation.
+    doi:10.3389/fpsyg.2017.00456). With one run this is scipy's ``pearsonr`` or ``spearmanr``. The
+    p-value of a Spearman coefficient is exact up to seven points of one run, and beyond never below
+    what a perfect order has.
 
-    The interval is the 2.5th and 97.5th percentile over resamples of the points of each run.
+    The interval is the 2.5th and 97.5th percentile over resamples of the points of each run, from
+    eight points on.
 
     Args:
-        runs: a series each; only points where both numbers are finite count.
+        runs: a series each; only points where both numbers are finite count, and only runs that
+            have four of them: two always lie on a line.
         method: which coefficient.
         seed: of the resamples.
     """
-    pairs = [pair for pair in map(_finite_pairs, runs) if pair.shape[1] > 1]
+    every = [_finite_pairs(series) for series in runs]
+    pairs = [pair for pair in every if pair.shape[1] >= FEWEST_POINTS]
     points = sum(pair.shape[1] for pair in pairs)
-    if points < FEWEST_POINTS or points - len(pairs) < 2:
-        return Correlation(points, reason=f"too few points ({points})")
+    if not pairs:
+        most = max((pair.shape[1] for pair in every), default=0)
+        return Correlation(most, reason=f"too few points ({most})")
     for index, name in enumerate(Series._fields):
         if all(_is_constant(pair[index]) for pair in pairs):
             return Correlation(points, reason=f"{name} is constant")
@@ -81,6 +87,11 @@ def correlate(runs: Sequence[Series], method: Method, seed: int = 0) -> Correlat
         p_value = _exact_p_value(pairs[0])
     else:
         p_value = _t_p_value(coefficient, points - len(pairs) - 1)
+        if method == "Spearman":
+            orders = math.prod(math.factorial(pair.shape[1]) for pair in pairs)
+            p_value = max(p_value, 2 / orders)
+    if points < FEWEST_RESAMPLED:
+        return Correlation(points, coefficient, p_value)
     generator = np.random.default_rng(seed)
     resampled = [
         pair[:, generator.integers(pair.shape[1], size=(RESAMPLES, pair.shape[1]))]

@@ -121,12 +121,13 @@ def spread(header: str, key: str, digits: int = 1, group: str = "", sign: bool =
 
 
 def write_number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    """``value`` with so many digits after the point; with a sign that print has, not a hyphen."""
+    """``value`` with so many digits after the point, more where all of them would be zero."""
     if is_missing(value):
         return NONE
     assert value is not None
     rounded = round(value, digits) + 0.0  # no minus zero
-    return f"{rounded:{'+' if sign else ''},.{digits}f}".replace("-", "−").replace(",", " ")
+    form = f".{digits}f" if rounded or not value else ".0e"
+    return f"{rounded or value:{'+' if sign else ''}{form}}".replace("-", "−")
 
 
 def write_p_value(value: float) -> str:

@@ -53,11 +53,12 @@ def energy(setting: Setting) -> Drawing:
                         changed = [100 * (series - 1) for series in runs if len(series)]
                         if changed:
                             draw_runs(axes, changed, Look(shades[layer], "-"))
-            row[0].set_ylabel(f"{editor}\nHE change, %")
+            row[0].set_ylabel(editor, fontweight="bold")
         for variant, top, bottom in zip(setting.variants, grid[0], grid[-1], strict=True):
             top.set_title(variant)
             bottom.set_xlabel("edits")
             bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        figure.supylabel("HE change, %", fontsize="medium")
         for layer in layers:
             grid[0][0].plot([], [], color=shades[layer], label=f"layer {layer}")
         legend(figure, grid[0][0])
@@ -147,10 +148,11 @@ def cosines(setting: Setting) -> Drawing | None:
         for editor, row in zip(setting.editors, grid, strict=True):
             for layer, axes in zip(layers, row, strict=True):
                 _draw_cosines(axes, setting.arms_of(editor), layer, look, ranges[layer])
-            row[0].set_ylabel(f"{editor}\nshare of pairs, %")
+            row[0].set_ylabel(editor, fontweight="bold")
         for layer, top, bottom in zip(layers, grid[0], grid[-1], strict=True):
             top.set_title(f"layer {layer}")
             bottom.set_xlabel("cosine similarity")
+        figure.supylabel("share of pairs, %", fontsize="medium")
         grid[0][0].fill_between([], [], color=MUTED, alpha=0.4, label="unedited model")
         for variant, each in look.items():
             grid[0][0].plot([], [], color=each.color, linestyle=each.linestyle, label=variant)
