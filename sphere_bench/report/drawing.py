@@ -79,6 +79,13 @@ _STYLE: Any = {
 _NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 
+@contextmanager
+def style() -> Iterator[None]:
+    """Figures made inside look alike."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure of the report.
@@ -95,11 +102,17 @@ class Drawing:
     alternative: str
     figure: Figure
 
+    def __post_init__(self) -> None:
+        # The layout is half of the work of drawing: once for all files.
+        with style():
+            self.figure.draw_without_rendering()
+            self.figure.set_layout_engine("none")
+
     @property
     def svg(self) -> str:
         """An element for a page that defines :func:`theme`'s variables."""
         buffer = io.StringIO()
-        with matplotlib.rc_context(_STYLE):
+        with style():
             self.figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
         svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
         svg = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"', r"\1", svg, count=1)
@@ -122,7 +135,7 @@ class Drawing:
             ("pdf", {"metadata": {"CreationDate": None}}),
         ):
             with (
-                matplotlib.rc_context(_STYLE),
+                style(),
                 atomic_file(folder / f"{self.name}.{suffix}") as temporary,
             ):
                 self.figure.savefig(temporary, format=suffix, facecolor="white", **options)
@@ -131,13 +144,6 @@ class Drawing:
 def theme() -> Mapping[str, str]:
     """CSS variable to its colour on a dark page; on a light one each is its own name."""
     return {f"--{light[1:]}": dark for light, dark in _TWINS.items()}
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """Figures made inside look alike."""
-    with matplotlib.rc_context(_STYLE):
-        yield
 
 
 def panels(

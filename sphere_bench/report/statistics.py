@@ -80,9 +80,9 @@ def correlate(runs: Sequence[Series], method: Method, seed: int = 0) -> Correlat
     for index, name in enumerate(Series._fields):
         if all(_is_constant(pair[index]) for pair in pairs):
             return Correlation(points, reason=f"{name} is constant")
+    if all(_is_constant(energy) or _is_constant(quality) for energy, quality in pairs):
+        return Correlation(points, reason="both vary in no run")
     coefficient = float(_pooled([pair[:, None] for pair in pairs], method)[0])
-    if not math.isfinite(coefficient):
-        return Correlation(points, reason="nothing varies within a run")
     if method == "Spearman" and len(pairs) == 1 and points <= _EXACT_UP_TO:
         p_value = _exact_p_value(pairs[0])
     else:

@@ -126,8 +126,9 @@ def write_number(value: float | None, digits: int = 1, sign: bool = False) -> st
         return NONE
     assert value is not None
     rounded = round(value, digits) + 0.0  # no minus zero
-    form = f".{digits}f" if rounded or not value else ".0e"
-    return f"{rounded or value:{'+' if sign else ''}{form}}".replace("-", "−")
+    plus = "+" if sign else ""
+    text = f"{value:{plus}.0e}" if value and not rounded else f"{rounded:{plus}.{digits}f}"
+    return text.replace("-", "−")
 
 
 def write_p_value(value: float) -> str:
