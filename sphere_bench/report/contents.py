@@ -207,8 +207,8 @@ def _gains(setting: Setting, scope: str) -> list[Item]:
     note = Note(
         "Points are differences of percentages; % is of the value without SPHERE, and does not "
         "exist where that is zero. The paper’s average is its poster’s (arXiv 2510.01172), over "
-        "its models, editors and data, and in % alone: it is here to compare with, not a result of "
-        "these runs."
+        "its models, editors and data, in % alone, and without saying of which kind: it is here to "
+        "compare with, not a result of these runs."
     )
     return [note, *items]
 

@@ -98,7 +98,9 @@ def gains(setting: Setting, table: Table) -> Drawing:
 def retention(setting: Setting) -> Drawing | None:
     """Efficacy by when a fact was edited and when it is asked; None where no case is recorded."""
     every = {
-        (arm.editor, arm.variant): _retention([run for run in arm.runs if len(run.cases)])
+        (arm.editor, arm.variant): _retention(
+            [run for run in arm.runs if len(run.cases)], setting.headline
+        )
         for arm in setting.arms
     }
     if not any(len(matrix) for matrix in every.values()):
@@ -170,11 +172,10 @@ def _by_edits(run: Run, scope: str, metric: str) -> pandas.Series:
     return run.scores(scope).set_index("edits")[metric]
 
 
-def _retention(runs: list[Run]) -> pandas.DataFrame:
+def _retention(runs: list[Run], headline: str) -> pandas.DataFrame:
     """[edited after, asked after] mean efficacy in percent over records, then over runs."""
     matrices = []
     for run in runs:
-        headline = "success" if _is_success(run) else "accuracy"
         rewrites = run.cases.query("kind == 'rewrite' and step > 0 and edited_at <= step")
         # A record may be in several scopes of a step.
         rewrites = rewrites.drop_duplicates(["step", "case_id", "prompt_index"])
@@ -186,10 +187,6 @@ def _retention(runs: list[Run]) -> pandas.DataFrame:
         return pandas.DataFrame()
     mean = pandas.concat(matrices).groupby(level=0).mean()
     return _merged(_merged(mean.sort_index(axis=1)).T).T
-
-
-def _is_success(run: Run) -> bool:
-    return bool(run.evaluated["efficacy"].eq(run.evaluated["efficacy_success"]).any())
 
 
 def _merged(matrix: pandas.DataFrame) -> pandas.DataFrame:

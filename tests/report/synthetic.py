@@ -20,6 +20,11 @@ def falling(step: int) -> float:
     return 100.0 - 4 * step
 
 
+def rising(step: int) -> float:
+    """An energy ratio that gains a tenth of a percent a step."""
+    return 1 + 0.001 * step
+
+
 def write_run(
     root: Path,
     *,
@@ -30,6 +35,7 @@ def write_run(
     made: int | None = None,
     state: State = "done",
     efficacy: Callable[[int], float] = falling,
+    energy: Callable[[int], float] = rising,
     headline: str = "success",
     geometry: bool = True,
     **config: Any,
@@ -39,6 +45,7 @@ def write_run(
     Args:
         efficacy: step to the headline efficacy in percent; the other numbers follow from it, the
             seed and chance.
+        energy: step to the ratio of the energy to the unedited model's; the usual one is noisy.
         headline: ``accuracy`` leaves success empty, as on ZsRE.
         config: keys beside the usual ones, with ``__`` for the dot.
     """
@@ -48,7 +55,8 @@ def write_run(
     total = steps * BATCH
     for step in range((steps if made is None else made) + 1):
         edits = step * BATCH
-        he = 1 + 0.001 * step + 1e-4 * generator.normal() * (step > 0)
+        noise = 1e-4 * generator.normal() if energy is rising and step else 0
+        he = energy(step) + noise
         score = efficacy(step) if step else 5.0
         recorder.commit_step(
             step,

@@ -1,3 +1,4 @@
+import math
 import os
 import re
 import subprocess
@@ -70,6 +71,17 @@ def test_an_unfinished_run_is_reported_as_such(tmp_path, capsys):
     assert "running: 20 of 500 edits" in html
     assert main(["report", str(folder)]) == 0
     assert f"{folder.name} is unfinished, running: 20 of 500 edits" in capsys.readouterr().out
+
+
+def test_a_run_that_diverged_is_reported_as_far_as_it_goes(tmp_path):
+    folder = write_run(
+        tmp_path,
+        efficacy=lambda step: 90.0 if step < 4 else math.nan,
+        energy=lambda step: 1.0 if step < 4 else math.inf,
+    )
+    html = page(folder)
+    assert "energy is constant" in html
+    assert 'id="figure-energy"' in html
 
 
 def test_a_run_without_geometry_says_so(tmp_path):
