@@ -103,8 +103,9 @@ def correlate(runs: Sequence[Series], method: Method, seed: int = 0) -> Correlat
 
 
 def changes(series: Series) -> Series:
-    """From one evaluated step to the next."""
-    return Series(*(np.diff(np.asarray(values, dtype=float)) for values in series))
+    """From one evaluated step to the next; NaN where one of them is not finite."""
+    arrays = (np.asarray(values, dtype=float) for values in series)
+    return Series(*(np.diff(np.where(np.isfinite(each), each, np.nan)) for each in arrays))
 
 
 def lagged(series: Series, lag: int) -> Series:

@@ -80,7 +80,7 @@ def test_a_run_that_diverged_is_reported_as_far_as_it_goes(tmp_path):
         energy=lambda step: 1.0 if step < 4 else math.inf,
     )
     html = page(folder)
-    assert "energy is constant" in html
+    assert "too few points (3)" in html
     assert 'id="figure-energy"' in html
 
 
