@@ -129,7 +129,8 @@ def retention(setting: Setting) -> Drawing | None:
         for axes in grid[-1]:
             axes.set_xlabel("asked after … edits")
         every_panel = [axes for row in grid for axes in row]
-        bar = figure.colorbar(image, ax=every_panel, location="top", aspect=50, shrink=0.6)
+        pad = 0.1 / figure.get_figheight()
+        bar = figure.colorbar(image, ax=every_panel, location="top", aspect=50, shrink=0.6, pad=pad)
         bar.set_label(f"efficacy {kind}, %")
         bar.outline.set_visible(False)
     return Drawing(
