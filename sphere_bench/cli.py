@@ -21,6 +21,7 @@ SIGNALLED = 128
 # Each is the module of that name in this package, with a `main(arguments) -> exit code`.
 VERBS = {
     "run": "edit a model batch by batch, evaluate after every batch, resume what was stopped",
+    "report": "show what happened in one or several runs: tables, figures, a page",
     "stats": "compute the key statistics of a run's configuration once, ahead of its runs",
     "export": "write the edited model of a run, as transformers loads it",
 }

@@ -80,7 +80,7 @@ def identity(content: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         content: the resolved configuration as plain containers.
     """
-    elsewhere = ("run", "device", "checkpoint")
+    elsewhere = ("run", "device", "checkpoint", "trackers")
     kept = {key: value for key, value in content.items() if key not in elsewhere}
     kept["statistics"] = {
         key: kept["statistics"][key] for key in kept["statistics"] if key != "cache"

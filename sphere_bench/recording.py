@@ -18,7 +18,7 @@ from pyarrow import parquet
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.files import atomic_file, remove_partial, write_json
 
-Table = Literal["cases", "layers", "steps"]
+Table = Literal["cases", "geometry", "layers", "steps"]
 State = Literal["running", "done", "interrupted"]
 Row = Mapping[str, Any]
 
@@ -61,6 +61,17 @@ SCHEMAS: dict[Table, pyarrow.Schema] = {
             *_reals("weight_norm", "update_norm", "applied_norm"),
             _field("rank", _WHOLE, nullable=True),
             *_reals("drift", "cos_mean", "cos_std", "cos_p01", "cos_p99", "residual_norm"),
+        ]
+    ),
+    "geometry": pyarrow.schema(
+        [
+            _field("step", _WHOLE),
+            _field("edits", _WHOLE),
+            _field("layer", _WHOLE),
+            _field("cosine_counts", pyarrow.list_(_WHOLE)),
+            _field("neurons", pyarrow.list_(_WHOLE)),
+            _field("plane_x", pyarrow.list_(_REAL)),
+            _field("plane_y", pyarrow.list_(_REAL)),
         ]
     ),
     "cases": pyarrow.schema(
@@ -122,6 +133,7 @@ class Recorder:
         steps: Sequence[Row],
         layers: Sequence[Row],
         cases: Sequence[Row],
+        geometry: Sequence[Row] = (),
         progress: Progress,
     ) -> None:
         """Put a step's rows and then the progress on the disk; a table without rows gets no part.
@@ -133,7 +145,7 @@ class Recorder:
             ValueError: a row lacks a column of its table, has another, or has a value of the
                 wrong type or step.
         """
-        rows = {"cases": cases, "layers": layers, "steps": steps}
+        rows = {"cases": cases, "geometry": geometry, "layers": layers, "steps": steps}
         tables = {name: _to_table(name, step, rows[name]) for name in _WRITE_ORDER if rows[name]}
         with ExitStack() as stack:
             # The stack unwinds backwards: what is entered last takes its name first.

@@ -13,6 +13,7 @@ from sphere_bench.composition import identity, write_config
 from sphere_bench.entry import hydra_main
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.schema import Config
+from sphere_bench.tracking import check_trackers, open_trackers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,7 @@ def build_and_run(config: Config) -> None:
     ownership.check_location(config.run.root, folder)
     dataset = build_dataset(config)
     _check_checkpoint_steps(config, dataset)
+    check_trackers(config.trackers)
     facts = {"config": asdict(config), "dataset_fingerprint": dataset.fingerprint}
 
     from sphere_bench.recording import read_progress
@@ -107,23 +109,27 @@ def _edit(config: Config, dataset: EditDataset) -> None:
     else:
         write_config(config)
         provenance.record(folder, facts)
-    SequentialRun(
-        dataset=dataset,
-        weights=setup.weights,
-        editor=editor,
-        evaluator=evaluator,
-        recorder=Recorder(folder),
-        checkpoints=Checkpoints(
-            folder / "checkpoints", config.checkpoint.keep, config.checkpoint.steps
-        ),
-        settings=RunSettings(
-            batch_size=config.edits.batch_size,
-            checkpoint_every=config.checkpoint.every,
-            energy_exponent=config.energy.exponent,
-            energy_eps=config.energy.eps,
-            run_hash=ownership.run_hash(facts),
-        ),
-    ).run()
+    settings = RunSettings(
+        batch_size=config.edits.batch_size,
+        checkpoint_every=config.checkpoint.every,
+        energy_exponent=config.energy.exponent,
+        energy_eps=config.energy.eps,
+        run_hash=ownership.run_hash(facts),
+    )
+    checkpoints = Checkpoints(
+        folder / "checkpoints", config.checkpoint.keep, config.checkpoint.steps
+    )
+    with open_trackers(config.trackers, folder, identity(asdict(config))) as track:
+        SequentialRun(
+            dataset=dataset,
+            weights=setup.weights,
+            editor=editor,
+            evaluator=evaluator,
+            recorder=Recorder(folder),
+            checkpoints=checkpoints,
+            settings=settings,
+            track=track,
+        ).run()
 
 
 def build_setup(

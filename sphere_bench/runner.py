@@ -19,8 +19,10 @@ from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.protocol import Evaluation, Evaluator
 from sphere_bench.geometry.energy import RowGeometry, row_geometry
+from sphere_bench.geometry.portrait import portrait, principal_plane
 from sphere_bench.recording import SCHEMAS, Progress, Recorder, State
 from sphere_bench.signals import Stopped, StopRequest, handled_by
+from sphere_bench.tracking import Track
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class SequentialRun:
         recorder: the run's tables.
         checkpoints: the run's checkpoints.
         settings: the stream's numbers.
+        track: told of each step's rows of `steps` and `layers` once they are on disk.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class SequentialRun:
         recorder: Recorder,
         checkpoints: Checkpoints,
         settings: RunSettings,
+        track: Track | None = None,
     ) -> None:
         self.total = len(dataset.records)
         self.dataset = dataset
@@ -75,9 +79,13 @@ class SequentialRun:
         self.recorder = recorder
         self.checkpoints = checkpoints
         self.settings = settings
+        self.track = track
         self.last_step = math.ceil(self.total / settings.batch_size)
         self._recorded = -1  # by earlier processes
         self._unedited = {layer: self._geometry(layer) for layer in weights.layers}
+        self._planes = {
+            layer: principal_plane(weights.pretrained[layer]) for layer in weights.layers
+        }
 
     def run(self) -> None:
         """Make every step that is not on disk yet.
@@ -163,6 +171,9 @@ class SequentialRun:
         )
         evaluated = perf_counter()
         layers = self._layer_rows(step, edits, report)
+        checkpoint_due = self._checkpoint_due(step)
+        # Step 0 has no checkpoint, but is what later portraits are compared with.
+        geometry = self._geometry_rows(step, edits) if checkpoint_due or not step else []
         seconds = {
             **(report or BatchReport()).seconds,
             "evaluate": evaluated - started,
@@ -176,14 +187,18 @@ class SequentialRun:
             **{f"seconds_{stage}": value for stage, value in seconds.items()},
             "peak_memory_bytes": peak_memory_bytes(self.weights),
         }
+        steps = [{**row, **shared} for row in evaluation.steps_rows]
         self.recorder.commit_step(
             step,
-            steps=[{**row, **shared} for row in evaluation.steps_rows],
+            steps=steps,
             layers=layers,
             cases=evaluation.cases_rows,
+            geometry=geometry,
             progress=self._progress(step, "running"),
         )
-        if self._checkpoint_due(step):
+        if self.track:
+            self.track(step, steps, layers)
+        if checkpoint_due:
             self._save_checkpoint(step)
         if due:
             efficacy = evaluation.steps_rows[0]["efficacy"]
@@ -227,6 +242,17 @@ class SequentialRun:
                 }
             )
         return rows
+
+    def _geometry_rows(self, step: int, edits: int) -> list[dict[str, Any]]:
+        return [
+            {
+                "step": step,
+                "edits": edits,
+                "layer": layer,
+                **portrait(self.weights.current[layer], plane)._asdict(),
+            }
+            for layer, plane in self._planes.items()
+        ]
 
     def _geometry(self, layer: int) -> RowGeometry:
         return row_geometry(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sphere_bench.errors import SphereBenchError, check_choice
+from sphere_bench.tracking import TRACKERS
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_TYPES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu")
@@ -325,8 +326,13 @@ class Config:
     checkpoint: CheckpointConfig
     device: str
     seed: int
+    trackers: Any = None  # a name or a list of names; afterwards the list
 
     def __post_init__(self) -> None:
+        named = [self.trackers] if isinstance(self.trackers, str) else self.trackers
+        self.trackers = list(named or [])
+        for name in self.trackers:
+            check_choice("trackers", name, TRACKERS)
         kind, _, index = self.device.partition(":")
         if kind not in DEVICE_TYPES or (":" in self.device and not index.isdecimal()):
             raise SphereBenchError(

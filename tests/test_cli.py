@@ -35,6 +35,7 @@ def test_help_names_the_verbs(capsys):
     assert cli.main(["--help"]) == 0
     output = capsys.readouterr().out
     assert re.search(r"^  run +edit a model", output, re.MULTILINE)
+    assert re.search(r"^  report +show what happened", output, re.MULTILINE)
     assert re.search(r"^  stats +compute", output, re.MULTILINE)
     assert re.search(r"^  export +write", output, re.MULTILINE)
 
@@ -72,8 +73,8 @@ def test_the_configuration_is_shown_without_importing_torch(tmp_path):
 
 
 WRONG = {
-    "no verb": ([], "a verb is missing: there are run, stats, export"),
-    "unknown verb": (["runn"], "no verb 'runn': there are run, stats, export"),
+    "no verb": ([], "a verb is missing: there are run, report, stats, export"),
+    "unknown verb": (["runn"], "no verb 'runn': there are run, report, stats, export"),
     "unknown flag": (["run", "--multi"], "unrecognized arguments: --multi"),
     "clashing flags": (["run", "-m", "--cfg", "job"], "--cfg.* not allowed with .*--multirun"),
     "misspelt key": (["run", "sphere.alhpa=1"], "no key 'sphere.alhpa': did you mean 'sphere.alph"),

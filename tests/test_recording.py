@@ -23,6 +23,7 @@ COLUMNS = {
     "peak_memory_bytes",
     "layers": "step edits layer he he_normalized he_ratio weight_norm update_norm applied_norm "
     "rank drift cos_mean cos_std cos_p01 cos_p99 residual_norm",
+    "geometry": "step edits layer cosine_counts neurons plane_x plane_y",
     "cases": "step edits scope case_id edited_at kind prompt_index nll_new nll_true success "
     "accuracy",
 }
@@ -65,6 +66,19 @@ def test_tables_have_the_documented_columns_and_types(table, tmp_path):
             assert dtype == ("int64" if name in WHOLE else "float64"), name
     assert sorted(frame["step"].unique()) == [0, 1]
     assert len(frame) == 2 * {"steps": 1, "layers": 2, "cases": 3}[table]
+
+
+def test_geometry_is_a_table_of_lists_for_the_steps_that_have_it(tmp_path):
+    recorder = Recorder(tmp_path)
+    portrait = {"cosine_counts": [3, 0], "neurons": [0, 9], "plane_x": [0.5, None], "plane_y": []}
+    rows = [{"step": 0, "edits": 0, "layer": layer, **portrait} for layer in (4, 5)]
+    recorder.commit_step(0, steps=[], layers=[], cases=[], geometry=rows, progress=progress(0))
+    commit(recorder, 1)
+    frame = read_table(tmp_path, "geometry")
+    assert list(frame.columns) == COLUMNS["geometry"].split()
+    assert frame["layer"].tolist() == [4, 5]
+    assert frame["cosine_counts"][0].tolist() == [3, 0]
+    assert math.isnan(frame["plane_x"][1][1])
 
 
 def test_parts_are_named_by_their_step(tmp_path):

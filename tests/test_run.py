@@ -50,6 +50,8 @@ def test_three_steps_are_recorded(folder: Path) -> None:
     layers = table(folder, "layers")
     assert layers.groupby("step")["layer"].apply(list).to_list() == [[0, 1, 2]] * 4
     assert (layers.loc[layers["step"] > 0, "rank"] > 0).all()
+    # With a checkpoint, and before the first edit.
+    assert sorted(set(table(folder, "geometry")["step"])) == [0, 1, 2, 3]
     cases = table(folder, "cases")
     assert set(cases["kind"]) == {"rewrite", "paraphrase", "neighbourhood"}
     progress = json.loads((folder / "progress.json").read_text())

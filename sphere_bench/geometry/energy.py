@@ -63,7 +63,7 @@ def row_geometry(
     cosine_sum = torch.zeros((), dtype=torch.float64)
     square_sum = torch.zeros((), dtype=torch.float64)
     kept: list[Tensor] = []
-    for cosines, squared_distances in _pairs(weight, block_rows):
+    for cosines, squared_distances in row_pairs(weight, block_rows):
         energy += _one_way_energy(squared_distances, exponent, eps).cpu()
         cosine_sum += cosines.sum().cpu()
         square_sum += cosines.square().sum().cpu()
@@ -97,7 +97,7 @@ def as_double(weight: Tensor) -> Tensor:
     return weight.double()
 
 
-def _pairs(weight: Tensor, block_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+def row_pairs(weight: Tensor, block_rows: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
     """Cosines and squared distances of the pairs i < j, a block of rows i at a time, each [m]."""
     rows = unit_rows(weight.detach())
     # 1 for a unit row, 0 for a zero row: exact where the rounded squared norm is not.

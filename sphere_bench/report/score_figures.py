@@ -1,0 +1,205 @@
+"""Figures of how the edits fare: scores over the stream, SPHERE's gain, retention, time."""
+
+import numpy as np
+import pandas
+from matplotlib.ticker import MaxNLocator
+
+from sphere_bench.report.comparing import METRICS, SCOPES, Setting
+from sphere_bench.report.drawing import (
+    BASELINE,
+    INK,
+    MUTED,
+    SPHERES,
+    Drawing,
+    draw_runs,
+    legend,
+    looks,
+    panels,
+    style,
+)
+from sphere_bench.report.measures import STAGES
+from sphere_bench.report.reading import Run
+from sphere_bench.report.tables import Table
+
+# Enough for a page; more rows or columns are merged.
+_MOST_CELLS = 60
+
+
+def curves(setting: Setting, scope: str) -> Drawing:
+    """Every metric over edits: a row an editor, with and without SPHERE in each panel."""
+    kind, look = setting.headline, looks(setting)
+    with style():
+        figure, grid = panels(len(setting.editors), 4, 1.55, sharex="all", sharey="all")
+        for editor, row in zip(setting.editors, grid, strict=True):
+            for metric, axes in zip(METRICS, row, strict=True):
+                for arm in setting.arms_of(editor):
+                    scored = [_by_edits(run, scope, metric) for run in arm.runs]
+                    draw_runs(axes, [each[each.index > 0] for each in scored], look[arm.variant])
+                    unedited = np.nanmean([each.get(0, np.nan) for each in scored])
+                axes.axhline(unedited, color=MUTED, linestyle=":", linewidth=1.2)
+                axes.set_ylim(-3, 103)
+            row[0].set_ylabel(editor, fontweight="bold")
+        for metric, top, bottom in zip(METRICS, grid[0], grid[-1], strict=True):
+            top.set_title(f"{metric.capitalize()} {kind}, %")
+            bottom.set_xlabel("edits")
+            bottom.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        for variant, each in look.items():
+            grid[0][0].plot([], [], color=each.color, linestyle=each.linestyle, label=variant)
+        grid[0][0].plot([], [], color=MUTED, linestyle=":", label="unedited model")
+        legend(figure, grid[0][0])
+    return Drawing(
+        f"curves-{scope}",
+        f"Scope {scope}: {SCOPES[scope]}. Lines are means over runs, bands go from the lowest run "
+        "to the highest.",
+        f"Line charts of efficacy, generalization, specificity and score ({kind}, in percent) over "
+        f"edits on scope {scope}, a row for each of {', '.join(setting.editors)}, with a line for "
+        f"each of {', '.join(setting.variants)}. The last values stand in table headline-{scope}.",
+        figure,
+    )
+
+
+def gains(setting: Setting, table: Table) -> Drawing:
+    """SPHERE's gain in points, a bar an editor, from a :func:`results.gains_table`."""
+    rows = table.rows[table.rows["edits"].notna()]
+    several = rows["editor"].duplicated().any()
+    names = rows["editor"] + ("\n" + rows["variant"] if several else "")
+    kind = table.name.removeprefix("gain-")
+    with style():
+        figure, (row,) = panels(1, 4, 0.5 + 0.28 * len(rows), sharex="all", sharey="all")
+        for metric, axes in zip(METRICS, row, strict=True):
+            points, deviations = rows[f"{metric}_points"], rows[f"{metric}_points_std"]
+            colors = [SPHERES[0] if value >= 0 else BASELINE for value in points]
+            places = np.arange(len(rows))
+            axes.barh(places, points, height=0.6, color=colors)
+            known = deviations.notna().to_numpy()
+            axes.errorbar(
+                points[known],
+                places[known],
+                xerr=deviations[known],
+                fmt="none",
+                ecolor=INK,
+                elinewidth=1,
+            )
+            axes.axvline(0, color=INK, linewidth=0.8)
+            axes.set_title(metric.capitalize())
+            axes.set_xlabel("points")
+            axes.grid(axis="y", visible=False)
+        row[0].set_yticks(np.arange(len(rows)), names)
+        row[0].invert_yaxis()
+    return Drawing(
+        table.name,
+        f"Gain of SPHERE in {kind}, in points; whiskers are the standard deviation over seeds.",
+        f"Bar charts of SPHERE's gain in {kind}, in points, for each editor and metric; the "
+        f"numbers stand in table {table.name}.",
+        figure,
+    )
+
+
+def retention(setting: Setting) -> Drawing | None:
+    """Efficacy by when a fact was edited and when it is asked; None where no case is recorded."""
+    every = {
+        (arm.editor, arm.variant): _retention(
+            [run for run in arm.runs if len(run.cases)], setting.headline
+        )
+        for arm in setting.arms
+    }
+    if not any(len(matrix) for matrix in every.values()):
+        return None
+    kind = setting.headline
+    with style():
+        columns = len(setting.variants)
+        width = min(9.0, 1.5 + 3.2 * columns)
+        figure, grid = panels(len(setting.editors), columns, 2.3, width=width)
+        for editor, row in zip(setting.editors, grid, strict=True):
+            for variant, axes in zip(setting.variants, row, strict=True):
+                matrix = every.get((editor, variant), pandas.DataFrame())
+                if matrix.empty:
+                    axes.set_axis_off()
+                    continue
+                image = axes.imshow(
+                    matrix, cmap="cividis", vmin=0, vmax=100, origin="lower", interpolation="none",
+                    aspect="auto",
+                )  # fmt: skip
+                axes.grid(visible=False)
+                axes.set_title(f"{editor} {variant}")
+                _ticks(axes.set_xticks, matrix.columns)
+                _ticks(axes.set_yticks, matrix.index)
+        for row in grid:
+            row[0].set_ylabel("edited after … edits")
+        for axes in grid[-1]:
+            axes.set_xlabel("asked after … edits")
+        every_panel = [axes for row in grid for axes in row]
+        pad = 0.1 / figure.get_figheight()
+        bar = figure.colorbar(image, ax=every_panel, location="top", aspect=50, shrink=0.6, pad=pad)
+        bar.set_label(f"efficacy {kind}, %")
+        bar.outline.set_visible(False)
+    return Drawing(
+        "retention",
+        "Retention: how facts fare by age. Each row of cells is the facts of one or several "
+        "batches, from left to right as more is edited; the diagonal is what was just edited. "
+        "From the records that the scopes sample; empty cells were not sampled.",
+        f"Heat maps of efficacy {kind} in percent by when a fact was edited and when it was asked, "
+        f"one for each of {', '.join(arm.label for arm in setting.arms)}.",
+        figure,
+    )
+
+
+def time(setting: Setting, table: Table) -> Drawing:
+    """Seconds an edit by stage, from a :func:`measures.time_table`."""
+    colors = ("#0072b2", "#cc79a7", "#d55e00", "#009e73", "#8b939e", "#b07800")
+    rows = table.rows
+    with style():
+        figure, ((axes,),) = panels(1, 1, 0.6 + 0.24 * len(rows))
+        left = np.zeros(len(rows))
+        for stage, color in zip(STAGES, colors, strict=True):
+            seconds = (rows["total"] * rows[f"share_{stage}"] / 100).to_numpy()
+            axes.barh(range(len(rows)), seconds, left=left, height=0.65, color=color, label=stage)
+            left += seconds
+        axes.set_yticks(range(len(rows)), rows["editor"] + " " + rows["variant"])
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds an edit")
+        axes.grid(axis="y", visible=False)
+        legend(figure, axes)
+    return Drawing(
+        "time",
+        "Where the time went, evaluation included.",
+        "Stacked bars of the seconds an edit took in each stage, for each editor with and without "
+        "SPHERE; the numbers stand in table time.",
+        figure,
+    )
+
+
+def _by_edits(run: Run, scope: str, metric: str) -> pandas.Series:
+    return run.scores(scope).set_index("edits")[metric]
+
+
+def _retention(runs: list[Run], headline: str) -> pandas.DataFrame:
+    """[edited after, asked after] mean efficacy in percent over records, then over runs."""
+    matrices = []
+    for run in runs:
+        rewrites = run.cases.query("kind == 'rewrite' and step > 0 and edited_at <= step")
+        # A record may be in several scopes of a step.
+        rewrites = rewrites.drop_duplicates(["step", "case_id", "prompt_index"])
+        batch, total = run.progress.batch_size, run.progress.total
+        edited = (rewrites["edited_at"] * batch).clip(upper=total)
+        scores = rewrites.assign(edited=edited).groupby(["edited", "edits"])[headline].mean()
+        matrices.append(100 * scores.unstack())
+    if not matrices:
+        return pandas.DataFrame()
+    mean = pandas.concat(matrices).groupby(level=0).mean()
+    return _merged(_merged(mean.sort_index(axis=1)).T).T
+
+
+def _merged(matrix: pandas.DataFrame) -> pandas.DataFrame:
+    """Neighbouring rows merged until there are few enough, each named by its last."""
+    size = -(-len(matrix) // _MOST_CELLS)
+    groups = np.arange(len(matrix)) // size
+    merged = matrix.groupby(groups).mean()
+    merged.index = matrix.index.to_series().groupby(groups).last().to_list()
+    return merged
+
+
+def _ticks(setter: object, values: pandas.Index) -> None:
+    assert callable(setter)
+    places = np.unique(np.linspace(0, len(values) - 1, min(len(values), 5)).round().astype(int))
+    setter(places, [str(values[place]) for place in places])

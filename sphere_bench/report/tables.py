@@ -1,0 +1,139 @@
+"""A table of the report: its numbers, and how they are written on a page, in Markdown and text."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pandas
+
+Row = Mapping[str, Any]
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as it is read.
+
+    Attributes:
+        header: its name, with the unit.
+        text: what a row's cell says.
+        group: a header over several columns.
+        numeric: aligned on the right.
+    """
+
+    header: str
+    text: Callable[[Row], str]
+    group: str = ""
+    numeric: bool = True
+
+    @property
+    def full_header(self) -> str:
+        return f"{self.group}: {self.header}" if self.group else self.header
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers, and how to read them.
+
+    Attributes:
+        name: of its CSV file.
+        caption: what it shows.
+        rows: the numbers; CSV has all of them, a page what the columns say.
+        columns: in their order.
+        emphasized: rows that stand apart, such as the unedited model's.
+    """
+
+    name: str
+    caption: str
+    rows: pandas.DataFrame
+    columns: Sequence[Column]
+    emphasized: frozenset[int] = frozenset()
+
+    @property
+    def cells(self) -> list[list[str]]:
+        return [
+            [column.text(row) for column in self.columns]
+            for row in cast(list[Row], self.rows.to_dict("records"))
+        ]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """The headers over the headers, with how many columns each spans; empty without any."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and spans[-1][0] == column.group:
+                spans[-1] = (column.group, spans[-1][1] + 1)
+            else:
+                spans.append((column.group, 1))
+        return spans if any(group for group, _ in spans) else []
+
+
+def to_markdown(table: Table) -> str:
+    """The table as GitHub's Markdown, without its caption."""
+    lines = [
+        [column.full_header for column in table.columns],
+        ["---:" if column.numeric else "---" for column in table.columns],
+        *table.cells,
+    ]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
+
+
+def to_text(table: Table) -> str:
+    """The table for a terminal, under its caption."""
+    lines = [[column.header for column in table.columns], *table.cells]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    above, start = [], 0
+    for group, span in table.groups:
+        above.append(group.center(sum(widths[start : start + span]) + 2 * (span - 1)))
+        start += span
+    written = [
+        "  ".join(
+            cell.rjust(width) if column.numeric else cell.ljust(width)
+            for cell, width, column in zip(line, widths, table.columns, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([table.caption, *filter(None, ["  ".join(above).rstrip()]), *written])
+
+
+def label(header: str, key: str, group: str = "") -> Column:
+    """A column of words."""
+    return Column(header, lambda row: str(row[key]), group, numeric=False)
+
+
+def number(header: str, key: str, digits: int = 1, group: str = "", sign: bool = False) -> Column:
+    """A column of numbers; what does not exist is a dash."""
+    return Column(header, lambda row: write_number(row[key], digits, sign), group)
+
+
+def spread(header: str, key: str, digits: int = 1, group: str = "", sign: bool = False) -> Column:
+    """A column of means and, where there are several runs, their standard deviation."""
+
+    def text(row: Row) -> str:
+        deviation = row[f"{key}_std"]
+        mean = write_number(row[key], digits, sign)
+        return mean if is_missing(deviation) else f"{mean} ± {write_number(deviation, digits)}"
+
+    return Column(header, text, group)
+
+
+def write_number(value: float | None, digits: int = 1, sign: bool = False) -> str:
+    """``value`` with so many digits after the point, more where all of them would be zero."""
+    if is_missing(value):
+        return NONE
+    assert value is not None
+    rounded = round(value, digits) + 0.0  # no minus zero
+    plus = "+" if sign else ""
+    text = f"{value:{plus}.0e}" if value and not rounded else f"{rounded:{plus}.{digits}f}"
+    return text.replace("-", "−")
+
+
+def write_p_value(value: float) -> str:
+    return NONE if is_missing(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def is_missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
