@@ -73,12 +73,14 @@ def validate(composed: DictConfig) -> Config:
 
 
 def identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides a run's results: all but where the run happens.
+    """What of a configuration decides a run's results: all but where it happens and may end.
 
     Args:
         content: the resolved configuration as plain containers.
     """
-    kept = {key: value for key, value in content.items() if key not in ("run", "device")}
+    kept = {
+        key: value for key, value in content.items() if key not in ("run", "device", "collapse")
+    }
     kept["statistics"] = {
         key: kept["statistics"][key] for key in kept["statistics"] if key != "cache"
     }

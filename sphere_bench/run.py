@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from sphere_bench.data.records import EditDataset
     from sphere_bench.editing.pipeline import EditingSetup
+    from sphere_bench.evaluation.perplexity import Perplexity
     from sphere_bench.models.loading import LoadedModel
 
 SPHERE = ("alpha", "eta", "basis", "normalize_rows", "rank_rule")
@@ -34,13 +35,23 @@ def build_and_run(config: Config) -> None:
     dataset = build_dataset(config)
     check_folder(config)
 
-    from sphere_bench.recording import read_progress
     from sphere_bench.summary import summarize_run
 
-    progress = read_progress(config.run.folder)
-    if progress is None or progress.state != "done":
+    if not _has_ended(config):
         _edit(config, dataset)
     print(summarize_run(config.run.folder, dataset.headline))
+
+
+def _has_ended(config: Config) -> bool:
+    """Whether nothing is left to do; other thresholds of collapse may leave something."""
+    from sphere_bench.collapse import Collapse
+    from sphere_bench.recording import read_progress
+
+    folder = config.run.folder
+    progress = read_progress(folder)
+    if progress is None or progress.state != "collapsed":
+        return progress is not None and progress.state == "done"
+    return Collapse(**asdict(config.collapse)).reached_in(folder, progress.step)
 
 
 def _edit(config: Config, dataset: EditDataset) -> None:
@@ -49,6 +60,7 @@ def _edit(config: Config, dataset: EditDataset) -> None:
 
     from sphere_bench import provenance
     from sphere_bench.checkpoints import Checkpoints
+    from sphere_bench.collapse import Collapse
     from sphere_bench.evaluation.protocol import Evaluator
     from sphere_bench.models.fingerprint import model_fingerprint
     from sphere_bench.recording import Recorder
@@ -88,7 +100,9 @@ def _edit(config: Config, dataset: EditDataset) -> None:
             energy_eps=config.energy.eps,
             # Files that changed under their names are another model, another dataset.
             config_hash=provenance.config_hash({**decisive, **fingerprints}),
+            collapse=Collapse(**asdict(config.collapse)),
         ),
+        perplexity=build_perplexity(config, loaded),
     ).run()
 
 
@@ -106,6 +120,7 @@ def build_setup(
     import torch
 
     from sphere_bench.editing.contexts import fixed_contexts, generated_contexts
+    from sphere_bench.editing.numerics import Numerics
     from sphere_bench.editing.pipeline import EditingSetup
     from sphere_bench.editing.transforms import Sphere
     from sphere_bench.editing.values import ValueSettings
@@ -129,6 +144,7 @@ def build_setup(
         sphere=Sphere(**{key: sphere[key] for key in SPHERE}) if sphere["enabled"] else None,
         apply=sphere["apply"],
         tokens_per_batch=config.values.tokens_per_batch,
+        numerics=Numerics(**asdict(config.numerics)),
     )
 
 
@@ -175,6 +191,17 @@ def build_model(config: Config) -> LoadedModel:
         projection=model.modules.projection,
         trust_remote_code=model.trust_remote_code,
     )
+
+
+def build_perplexity(config: Config, loaded: LoadedModel) -> Perplexity | None:
+    """The probe of the model's perplexity, where one is asked for."""
+    from sphere_bench.editing.statistics import ordinary_texts
+    from sphere_bench.evaluation.perplexity import Perplexity
+
+    if not config.perplexity.tokens:
+        return None
+    texts = ordinary_texts(loaded, config.perplexity.corpus)
+    return Perplexity(loaded, texts, config.perplexity.tokens, config.evaluation.tokens_per_batch)
 
 
 def key_statistics(config: Config, loaded: LoadedModel) -> Mapping[int, Tensor]:

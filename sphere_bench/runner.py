@@ -3,8 +3,8 @@
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from sphere_bench.checkpoints import Checkpoint, Checkpoints
+from sphere_bench.collapse import Collapse
 from sphere_bench.data.records import EditDataset, EditRequest
 from sphere_bench.editing.editor import Editor
 from sphere_bench.editing.pipeline import BatchReport, LayerReport
@@ -33,6 +34,7 @@ class RunSettings:
         checkpoint_every: steps between checkpoints; the last step has one in any case.
         energy_exponent, energy_eps: of the hyperspherical energy.
         config_hash: a checkpoint of another configuration is refused.
+        collapse: thresholds at which the run ends early.
     """
 
     batch_size: int
@@ -40,6 +42,7 @@ class RunSettings:
     energy_exponent: float
     energy_eps: float
     config_hash: str
+    collapse: Collapse = field(default_factory=Collapse)
 
 
 class SequentialRun:
@@ -50,6 +53,7 @@ class SequentialRun:
         weights: the weights under edit.
         editor: writes a batch into the model.
         evaluator: scores the model after a step.
+        perplexity: of the model as it is now, taken after evaluated steps; ``None`` leaves it out.
         recorder: the run's tables.
         checkpoints: the run's checkpoints.
         contexts: the editor's context prefixes, kept with the checkpoints.
@@ -67,6 +71,7 @@ class SequentialRun:
         checkpoints: Checkpoints,
         contexts: Sequence[str],
         settings: RunSettings,
+        perplexity: Callable[[], float] | None = None,
     ) -> None:
         self.total = len(dataset.records)
         self.dataset = dataset
@@ -78,7 +83,9 @@ class SequentialRun:
         self.contexts = list(contexts)
         self.settings = settings
         self.last_step = math.ceil(self.total / settings.batch_size)
+        self.perplexity = perplexity
         self._unedited = {layer: self._geometry(layer) for layer in weights.layers}
+        self._unedited_perplexity = self._perplexity()
 
     def run(self) -> None:
         """Make every step that is not on disk yet.
@@ -86,6 +93,7 @@ class SequentialRun:
         Raises:
             KeyboardInterrupt: the run was stopped; what is recorded stays, and the same run made
                 again goes on from its latest checkpoint.
+            SphereBenchError: a batch could not be edited; the same holds.
         """
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -98,13 +106,15 @@ class SequentialRun:
                 if step < 0:
                     step = 0
                     self._finish_step(0, None, progress)
-                while step < self.last_step:
+                collapsed = self.settings.collapse.reached_in(self.recorder.folder, step)
+                while step < self.last_step and not collapsed:
                     step += 1
                     report = self.editor.edit(self._requests(step))
-                    self._finish_step(step, report, progress)
+                    collapsed = self._finish_step(step, report, progress)
                     progress.update(self._edits(step) - progress.n)
-                self.recorder.write_progress(self._progress(step, "done"))
-            except KeyboardInterrupt:
+                state: State = "done" if step == self.last_step else "collapsed"
+                self.recorder.write_progress(self._progress(step, state))
+            except (KeyboardInterrupt, SphereBenchError):
                 recorded = self.recorder.progress()
                 if recorded is not None:
                     self.recorder.write_progress(self._progress(recorded.step, "interrupted"))
@@ -134,8 +144,12 @@ class SequentialRun:
 
     def _finish_step(
         self, step: int, report: BatchReport | None, progress: "tqdm[NoReturn]"
-    ) -> None:
-        """Evaluate, record and, where it is time, save a checkpoint."""
+    ) -> bool:
+        """Evaluate, record and, where it is time, save a checkpoint.
+
+        Returns:
+            Whether the model has collapsed.
+        """
         edits = self._edits(step)
         started = perf_counter()
         due = self.evaluator.is_due(step, edits, self.settings.batch_size, self.total)
@@ -144,10 +158,17 @@ class SequentialRun:
             if due
             else Evaluation([_unevaluated_row(step, edits)], [])
         )
+        perplexity = math.nan
+        if due:
+            perplexity = self._perplexity() if step else self._unedited_perplexity
+        collapsed = bool(step and due) and self.settings.collapse.reached(
+            evaluation.steps_rows[0]["efficacy"], perplexity, self._unedited_perplexity
+        )
         evaluated = perf_counter()
         layers = self._layer_rows(step, edits, report)
+        report = report or BatchReport()
         seconds = {
-            **(report or BatchReport()).seconds,
+            **report.seconds,
             "evaluate": evaluated - started,
             "energy": perf_counter() - evaluated,
         }
@@ -158,6 +179,10 @@ class SequentialRun:
             "he_ratio": he * len(layers) / unedited,
             **{f"seconds_{stage}": value for stage, value in seconds.items()},
             "peak_memory_bytes": peak_memory_bytes(self.weights),
+            "perplexity": perplexity,
+            "nonfinite": report.nonfinite,
+            "skipped": report.skipped,
+            "collapsed": collapsed,
         }
         self.recorder.commit_step(
             step,
@@ -166,7 +191,8 @@ class SequentialRun:
             cases=evaluation.cases_rows,
             progress=self._progress(step, "running"),
         )
-        if step and (step % self.settings.checkpoint_every == 0 or step == self.last_step):
+        ends = collapsed or step == self.last_step
+        if step and (ends or step % self.settings.checkpoint_every == 0):
             self.checkpoints.save(
                 Checkpoint(
                     step,
@@ -179,6 +205,7 @@ class SequentialRun:
         if due:
             efficacy = evaluation.steps_rows[0]["efficacy"]
             progress.set_postfix(efficacy=f"{efficacy:.1f}", he_ratio=f"{shared['he_ratio']:.6f}")
+        return collapsed
 
     def _layer_rows(
         self, step: int, edits: int, report: BatchReport | None
@@ -213,6 +240,9 @@ class SequentialRun:
         return row_geometry(
             self.weights.current[layer], self.settings.energy_exponent, self.settings.energy_eps
         )
+
+    def _perplexity(self) -> float:
+        return self.perplexity() if self.perplexity else math.nan
 
     def _requests(self, step: int) -> list[EditRequest]:
         batch = self.dataset.records[self._edits(step - 1) : self._edits(step)]

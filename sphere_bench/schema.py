@@ -259,6 +259,44 @@ class EvaluationConfig:
 
 
 @dataclass
+class NumericsConfig:
+    """What becomes of a batch whose numbers are not finite, or whose update is too large."""
+
+    on_nonfinite: str
+    largest_update: float | None
+
+    def __post_init__(self) -> None:
+        check_choice("numerics.on_nonfinite", self.on_nonfinite, ("stop", "skip", "record"))
+        if self.largest_update is not None:
+            _above("numerics.largest_update", self.largest_update, 0)
+
+
+@dataclass
+class PerplexityConfig:
+    """A fixed text whose perplexity is taken after every evaluated step; no tokens, no probe."""
+
+    tokens: int
+    corpus: str
+
+    def __post_init__(self) -> None:
+        _at_least("perplexity.tokens", self.tokens, 0)
+
+
+@dataclass
+class CollapseConfig:
+    """Thresholds that end a run early; null is none."""
+
+    efficacy: float | None
+    perplexity: float | None
+
+    def __post_init__(self) -> None:
+        if self.efficacy is not None:
+            _between("collapse.efficacy", self.efficacy, 0, 100)
+        if self.perplexity is not None:
+            _above("collapse.perplexity", self.perplexity, 0)
+
+
+@dataclass
 class RunFolderConfig:
     """Where the run's folder is; a name of null is derived from the rest."""
 
@@ -298,6 +336,9 @@ class Config:
     sphere: SphereConfig
     energy: EnergyConfig
     evaluation: EvaluationConfig
+    numerics: NumericsConfig
+    perplexity: PerplexityConfig
+    collapse: CollapseConfig
     run: RunFolderConfig
     checkpoint: CheckpointConfig
     device: str
@@ -311,6 +352,10 @@ class Config:
                 "with an index where there are several (cuda:1)"
             )
         _at_least("seed", self.seed, 0)
+        if self.collapse.perplexity is not None and not self.perplexity.tokens:
+            raise SphereBenchError(
+                f"collapse.perplexity={self.collapse.perplexity} needs perplexity.tokens above 0"
+            )
 
 
 def _at_least(key: str, value: float, lowest: float) -> None:

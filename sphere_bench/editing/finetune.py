@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
 from sphere_bench.errors import check_choice
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import pad_right
@@ -58,11 +58,11 @@ class FineTuning:
     def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
         weights, device = self.setup.weights, self.setup.loaded.device
         before = dict(weights.current)
-        with self.pipeline.batch() as report:
+        with self.pipeline.batch(self) as report:
             with report.timed("update", device):
                 tuned = self._tune(requests, before)
             for layer in weights.layers:
-                update = finite(as_double(tuned[layer]) - as_double(before[layer]), layer)
+                update = as_double(tuned[layer]) - as_double(before[layer])
                 report.layers[layer].update_norm = update.norm().item()
                 self.pipeline.write(layer, before[layer], update, report)
         return report

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.keys import context_keys, projection_output_norms
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
 from sphere_bench.editing.solvers import factor_second_moment
 from sphere_bench.editing.values import solve_target_values
 from sphere_bench.errors import SphereBenchError
@@ -54,7 +54,7 @@ class Rome:
         weights, device = self.setup.weights, self.setup.loaded.device
         proposed: Tensor | float = 0.0
         residual_norms = []
-        with self.pipeline.batch() as report:
+        with self.pipeline.batch(self) as report:
             for request in requests:
                 with report.timed("values", device):
                     delta = self._delta(request)
@@ -66,8 +66,10 @@ class Rome:
                         self.setup.contexts,
                         self.setup.tokens_per_batch,
                     )[0]
+                for what, found in (("target value", delta), ("key", keys)):
+                    self.pipeline.check_requests(what, found[None], [request], report)
                 with report.timed("update", device):
-                    update = finite(self._update(delta, keys), self.layer)
+                    update = self._update(delta, keys)
                 self.pipeline.write(self.layer, weights.current[self.layer], update, report)
                 proposed = proposed + update
                 residual_norms.append(delta.norm().item())

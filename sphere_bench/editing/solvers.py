@@ -172,9 +172,13 @@ class NullSpace:
 def factor_second_moment(moment: Tensor, layer: int) -> Tensor:
     """The Cholesky factor of a symmetric positive definite [d, d] matrix.
 
+    One that is not finite has a factor of NaN, so that all that is computed with it is NaN.
+
     Raises:
-        SphereBenchError: it is not positive definite.
+        SphereBenchError: it is finite, but not positive definite.
     """
+    if not torch.isfinite(moment).all():
+        return torch.full_like(moment, torch.nan)
     factor, failed = torch.linalg.cholesky_ex(moment)
     if failed:
         raise SphereBenchError(
