@@ -10,6 +10,7 @@ from sphere_bench.composition import check_folder, identity, write_config
 from sphere_bench.entry import hydra_main
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.schema import Config
+from sphere_bench.signatures import check_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ def build_and_run(config: Config) -> None:
 
     What needs no model comes first, so that its mistakes are told before anything slow.
     """
+    check_arguments(config.editor.method, "editor.method")
     dataset = build_dataset(config)
     check_folder(config)
 
@@ -61,6 +63,7 @@ def _edit(config: Config, dataset: EditDataset) -> None:
     from sphere_bench import provenance
     from sphere_bench.checkpoints import Checkpoints
     from sphere_bench.collapse import Collapse
+    from sphere_bench.editing.prompts import check_prompts_fit
     from sphere_bench.evaluation.protocol import Evaluator
     from sphere_bench.models.fingerprint import model_fingerprint
     from sphere_bench.recording import Recorder
@@ -72,10 +75,12 @@ def _edit(config: Config, dataset: EditDataset) -> None:
     # The runner reads the checkpoint itself; here it would stay in memory for the whole run.
     contexts = checkpoints.latest_contexts()
     setup = build_setup(config, loaded, dataset, contexts)
+    check_prompts_fit(loaded, dataset.records, setup.contexts)
     try:
         editor = instantiate(config.editor.method)(setup)
     except TypeError as error:
         raise SphereBenchError(f"editor.method does not fit its class: {error}") from error
+    perplexity = build_perplexity(config, loaded)
     evaluator = Evaluator(loaded, dataset, seed=config.seed, **asdict(config.evaluation))
     decisive = identity(asdict(config))
     fingerprints = {
@@ -102,7 +107,7 @@ def _edit(config: Config, dataset: EditDataset) -> None:
             config_hash=provenance.config_hash({**decisive, **fingerprints}),
             collapse=Collapse(**asdict(config.collapse)),
         ),
-        perplexity=build_perplexity(config, loaded),
+        perplexity=perplexity,
     ).run()
 
 
@@ -200,7 +205,7 @@ def build_perplexity(config: Config, loaded: LoadedModel) -> Perplexity | None:
 
     if not config.perplexity.tokens:
         return None
-    texts = ordinary_texts(loaded, config.perplexity.corpus)
+    texts = ordinary_texts(loaded, config.perplexity.corpus, "perplexity.corpus")
     return Perplexity(loaded, texts, config.perplexity.tokens, config.evaluation.tokens_per_batch)
 
 

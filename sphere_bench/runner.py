@@ -176,7 +176,7 @@ class SequentialRun:
         unedited = sum(geometry.energy_normalized for geometry in self._unedited.values())
         shared = {
             "he": he,
-            "he_ratio": he * len(layers) / unedited,
+            "he_ratio": _ratio(he * len(layers), unedited),
             **{f"seconds_{stage}": value for stage, value in seconds.items()},
             "peak_memory_bytes": peak_memory_bytes(self.weights),
             "perplexity": perplexity,
@@ -221,7 +221,7 @@ class SequentialRun:
                     "layer": layer,
                     "he": geometry.energy,
                     "he_normalized": geometry.energy_normalized,
-                    "he_ratio": geometry.energy / self._unedited[layer].energy,
+                    "he_ratio": _ratio(geometry.energy, self._unedited[layer].energy),
                     "weight_norm": self.weights.current[layer].norm().item(),
                     "update_norm": done.update_norm,
                     "applied_norm": done.applied_norm,
@@ -254,6 +254,11 @@ class SequentialRun:
 
     def _progress(self, step: int, state: State) -> Progress:
         return Progress(step, self._edits(step), self.total, self.settings.batch_size, state)
+
+
+def _ratio(energy: float, unedited: float) -> float:
+    """NaN where an exponent too large makes every energy 0."""
+    return energy / unedited if unedited else math.nan
 
 
 def _unevaluated_row(step: int, edits: int) -> dict[str, Any]:

@@ -4,13 +4,15 @@ The YAML files in ``configs/`` hold the defaults; here stand the keys, their typ
 allowed.
 """
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from sphere_bench.errors import SphereBenchError, check_choice
+from sphere_bench.errors import check_above as _above
+from sphere_bench.errors import check_at_least as _at_least
+from sphere_bench.errors import check_between as _between
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICE_TYPES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu")
@@ -142,6 +144,7 @@ class EditorConfig:
         _layers("editor.layers", self.layers)
         if "_target_" not in self.method:
             raise SphereBenchError("editor.method._target_ is missing: name the editor's class")
+        check_choice("editor.method._partial_", self.method.get("_partial_"), (True,))
 
 
 @dataclass
@@ -304,6 +307,8 @@ class RunFolderConfig:
     name: str | None
 
     def __post_init__(self) -> None:
+        if not self.root.strip():
+            raise SphereBenchError("run.root is empty: name a folder, or . for this one")
         if self.name is not None:
             _name("run.name", self.name)
 
@@ -356,21 +361,6 @@ class Config:
             raise SphereBenchError(
                 f"collapse.perplexity={self.collapse.perplexity} needs perplexity.tokens above 0"
             )
-
-
-def _at_least(key: str, value: float, lowest: float) -> None:
-    if not lowest <= value < math.inf:
-        raise SphereBenchError(f"{key}={value}: must be a number of at least {lowest}")
-
-
-def _above(key: str, value: float, bound: float) -> None:
-    if not bound < value < math.inf:
-        raise SphereBenchError(f"{key}={value}: must be a number greater than {bound}")
-
-
-def _between(key: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:
-        raise SphereBenchError(f"{key}={value}: must be between {lowest} and {highest}")
 
 
 def _name(key: str, value: str) -> None:

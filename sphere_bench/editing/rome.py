@@ -12,7 +12,7 @@ from sphere_bench.editing.keys import context_keys, projection_output_norms
 from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
 from sphere_bench.editing.solvers import factor_second_moment
 from sphere_bench.editing.values import solve_target_values
-from sphere_bench.errors import SphereBenchError
+from sphere_bench.errors import SphereBenchError, check_above
 from sphere_bench.geometry.energy import as_double
 
 
@@ -43,6 +43,7 @@ class Rome:
         self.setup = setup
         self.values = setup.values
         if clamp_norm_factor is not None:
+            check_above("editor.method.clamp_norm_factor", clamp_norm_factor, 0)
             self.values = replace(setup.values, clamp_norm_factor=clamp_norm_factor)
         self.pipeline = UpdatePipeline(setup)
         self._factor: Tensor | None = None

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sphere_bench.errors import SphereBenchError, check_choice
+from sphere_bench.errors import SphereBenchError, check_at_least, check_choice
 from sphere_bench.geometry.energy import as_double
 
 
@@ -79,6 +79,8 @@ class LeastSquares(UpdateSolver):
         remember: Literal["solved", "written"] | None = None,
         null_space: "NullSpace | None" = None,
     ) -> None:
+        check_at_least("solver.second_moment_weight", second_moment_weight, 0)
+        check_at_least("solver.ridge", ridge, 0)
         self.second_moment_weight = second_moment_weight
         self.ridge = ridge
         check_choice("solver.remember", remember, ("solved", "written", None))

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sphere_bench.data.corpus import corpus_fingerprint, corpus_texts
+from sphere_bench.data.corpus import KEY, corpus_fingerprint, corpus_texts
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.files import atomic_file
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
@@ -173,9 +173,13 @@ def load_or_compute(
     return moments
 
 
-def ordinary_texts(loaded: LoadedModel, corpus: str) -> Iterable[str]:
-    """The texts of a corpus, or for ``generated`` those that the model, still unedited, writes."""
-    return self_written_texts(loaded) if corpus == GENERATED else corpus_texts(corpus)
+def ordinary_texts(loaded: LoadedModel, corpus: str, key: str = KEY) -> Iterable[str]:
+    """The texts of a corpus, or for ``generated`` those that the model, still unedited, writes.
+
+    Args:
+        key: see :func:`corpus_texts`.
+    """
+    return self_written_texts(loaded) if corpus == GENERATED else corpus_texts(corpus, key)
 
 
 def default_cache_dir() -> Path:

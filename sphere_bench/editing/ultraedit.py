@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
+from sphere_bench.errors import check_above
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.hooks import capture, probe_outputs, select_positions
@@ -31,6 +32,7 @@ class UltraEdit:
     def __init__(self, setup: EditingSetup, learning_rate: float = 1e-6) -> None:
         self.setup = setup
         self.pipeline = UpdatePipeline(setup)
+        check_above("editor.method.learning_rate", learning_rate, 0)
         self.learning_rate = learning_rate
         self._moments = {layer: RunningMoments() for layer in setup.weights.layers}
 

@@ -72,8 +72,7 @@ def token_windows(
 
     A row has at most ``max_length`` tokens, and at most as many as the model has positions for.
     """
-    positions = getattr(loaded.model.config, "max_position_embeddings", None) or max_length
-    length = min(max_length, positions)
+    length = min(max_length, loaded.positions or max_length)
     for text in texts:
         ids = encode(loaded.tokenizer, text).ids[:tokens]
         tokens -= len(ids)

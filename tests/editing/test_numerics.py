@@ -13,6 +13,7 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing import editor as locate_then_edit
 from sphere_bench.editing.editor import Editor, LocateThenEdit
 from sphere_bench.editing.finetune import FineTuning
+from sphere_bench.editing.keys import BatchReader
 from sphere_bench.editing.numerics import NonfiniteError, Numerics, requests_problem
 from sphere_bench.editing.pipeline import EditingSetup
 from sphere_bench.editing.rome import Rome
@@ -203,14 +204,14 @@ def test_a_key_that_is_not_finite_is_told_by_its_case(
     field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = setup("stop")
-    measure = locate_then_edit.measure
+    measure = BatchReader.measure
 
-    def planted(*arguments: Any) -> Any:
-        measured = measure(*arguments)
+    def planted(self: BatchReader, layer: int) -> Any:
+        measured = measure(self, layer)
         getattr(measured, field)[5, 2] = NAN
         return measured
 
-    monkeypatch.setattr(locate_then_edit, "measure", planted)
+    monkeypatch.setattr(BatchReader, "measure", planted)
     what = {"keys": "key", "hidden": "hidden state"}[field]
     case = given.stream[2].case_id
     with pytest.raises(NonfiniteError, match=f"^the {what} of case {case} is not finite"):
