@@ -60,7 +60,9 @@ def _explain_value(error: Any) -> str | None:
 
     # A resolver's own error comes wrapped, once for every level of interpolation.
     if type(error) is InterpolationResolutionError and error.__context__ is not None:
-        return explain(error.__context__)
+        told = explain(error.__context__)
+        if told is not None:
+            return told
     key = error.full_key
     if not key:
         return str(error)

@@ -75,12 +75,12 @@ def validate(composed: DictConfig) -> Config:
 
 
 def identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides a run's results: all but where it runs and what it keeps.
+    """What of a configuration decides a run's results: all but where it runs, ends and is kept.
 
     Args:
         content: the resolved configuration as plain containers.
     """
-    elsewhere = ("run", "device", "checkpoint", "trackers")
+    elsewhere = ("run", "device", "checkpoint", "collapse", "trackers")
     kept = {key: value for key, value in content.items() if key not in elsewhere}
     kept["statistics"] = {
         key: kept["statistics"][key] for key in kept["statistics"] if key != "cache"

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-from sphere_bench.complaints import complain
+from sphere_bench.complaints import complain, explain
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.provenance import is_run
 from sphere_bench.schema import Config
@@ -57,7 +57,6 @@ def hydra_main(
 def _run_jobs(task: Callable[[Config], None], config_name: str) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import DictConfig
 
@@ -83,19 +82,19 @@ def _run_jobs(task: Callable[[Config], None], config_name: str) -> int:
     )
     try:
         entry(job)()
-    except HydraException:
-        raise
     except OSError as error:
         if error.filename is None:
             raise
         raise SphereBenchError(
             f"cannot make the folder {error.filename} ({error.strerror}): choose another run.root"
         ) from error
-    except ValueError as error:
-        # Hydra's plain complaints; those of OmegaConf are ValueErrors, too, but know their key.
-        if hasattr(error, "full_key"):
+    # A job tells its own errors; all that is left are Hydra's about the arguments, some of them
+    # nothing but its internals stumbling.
+    except Exception as error:
+        if explain(error) is not None:
             raise
-        raise SphereBenchError(f"cannot read the arguments: {error}") from error
+        what = str(error) or type(error).__name__
+        raise SphereBenchError(f"cannot read the arguments: {what}") from error
     except SystemExit as done:  # how Hydra ends after --help
         return int(done.code or 0)
     return failures[0] if failures else 0

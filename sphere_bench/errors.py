@@ -2,6 +2,9 @@
 
 from collections.abc import Collection
 
+# What both a float32 and a 64-bit whole number can hold.
+_LARGEST = 1e18
+
 
 class SphereBenchError(Exception):
     """Something the user can mend: one line that names the thing and the mend.
@@ -19,3 +22,25 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     if value not in choices:
         known = ", ".join("null" if choice is None else str(choice) for choice in choices)
         raise SphereBenchError(f"{name}={value}: must be one of {known}")
+
+
+def check_at_least(name: str, value: float, lowest: float) -> None:
+    """Raise unless ``value`` is a usual number from ``lowest`` on."""
+    if not lowest <= value <= _LARGEST:
+        raise SphereBenchError(
+            f"{name}={value}: must be a number of at least {lowest}, up to {_LARGEST:g}"
+        )
+
+
+def check_above(name: str, value: float, bound: float) -> None:
+    """Raise unless ``value`` is a usual number greater than ``bound``."""
+    if not bound < value <= _LARGEST:
+        raise SphereBenchError(
+            f"{name}={value}: must be a number greater than {bound}, up to {_LARGEST:g}"
+        )
+
+
+def check_between(name: str, value: float, lowest: float, highest: float) -> None:
+    """Raise unless ``value`` is between the two, ends included."""
+    if not lowest <= value <= highest:
+        raise SphereBenchError(f"{name}={value}: must be between {lowest} and {highest}")

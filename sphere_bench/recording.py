@@ -19,10 +19,11 @@ from sphere_bench.errors import SphereBenchError
 from sphere_bench.files import atomic_file, remove_partial, write_json
 
 Table = Literal["cases", "geometry", "layers", "steps"]
-State = Literal["running", "done", "interrupted"]
+State = Literal["running", "done", "interrupted", "collapsed"]
 Row = Mapping[str, Any]
 
 _WHOLE, _TEXT, _REAL = pyarrow.int64(), pyarrow.string(), pyarrow.float64()
+_TRUTH = pyarrow.bool_()
 
 
 def _field(name: str, type_: pyarrow.DataType, nullable: bool = False) -> pyarrow.Field:
@@ -50,6 +51,8 @@ SCHEMAS: dict[Table, pyarrow.Schema] = {
             *_reals("he", "he_ratio"),
             *_reals(*(f"seconds_{stage}" for stage in _STAGES)),
             _field("peak_memory_bytes", _WHOLE, nullable=True),
+            *_reals("perplexity"),
+            *(_field(name, _TRUTH) for name in ("nonfinite", "skipped", "collapsed")),
         ]
     ),
     "layers": pyarrow.schema(
@@ -101,7 +104,8 @@ class Progress:
         edits: edits made by then.
         total: edits of the whole run.
         batch_size: edits in a step.
-        state: ``running`` also stands for a process that was killed.
+        state: ``running`` also stands for a process that was killed; ``collapsed`` for a run that
+            ended before its last step.
     """
 
     step: int

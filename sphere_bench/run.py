@@ -13,6 +13,7 @@ from sphere_bench.composition import identity, write_config
 from sphere_bench.entry import hydra_main
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.schema import Config
+from sphere_bench.signatures import check_arguments
 from sphere_bench.tracking import check_trackers, open_trackers
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from sphere_bench.data.records import EditDataset
     from sphere_bench.editing.pipeline import EditingSetup
+    from sphere_bench.evaluation.perplexity import Perplexity
     from sphere_bench.models.loading import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -39,17 +41,15 @@ def build_and_run(config: Config) -> None:
     """
     folder = config.run.folder
     ownership.check_location(config.run.root, folder)
+    check_arguments(config.editor.method, "editor.method")
     dataset = build_dataset(config)
     _check_checkpoint_steps(config, dataset)
     check_trackers(config.trackers)
     facts = {"config": asdict(config), "dataset_fingerprint": dataset.fingerprint}
 
-    from sphere_bench.recording import read_progress
     from sphere_bench.summary import summarize_run
 
-    progress = read_progress(folder)
-    done = progress is not None and progress.state == "done"
-    if not done or ownership.differences(folder, facts):
+    if not _has_ended(config) or ownership.differences(folder, facts):
         with ownership.locked(folder):
             _settle(config, {**facts, **provenance.versions()})
             _edit(config, dataset)
@@ -75,11 +75,25 @@ def _settle(config: Config, facts: Mapping[str, Any]) -> None:
     ownership.discard(folder)
 
 
+def _has_ended(config: Config) -> bool:
+    """Whether nothing is left to do; other thresholds of collapse may leave something."""
+    from sphere_bench.collapse import Collapse
+    from sphere_bench.recording import read_progress
+
+    folder = config.run.folder
+    progress = read_progress(folder)
+    if progress is None or progress.state != "collapsed":
+        return progress is not None and progress.state == "done"
+    return Collapse(**asdict(config.collapse)).reached_in(folder, progress.step)
+
+
 def _edit(config: Config, dataset: EditDataset) -> None:
     """Make the run or what is left of it; its folder stays empty until everything is loaded."""
     from hydra.utils import instantiate
 
     from sphere_bench.checkpoints import Checkpoints
+    from sphere_bench.collapse import Collapse
+    from sphere_bench.editing.prompts import check_prompts_fit
     from sphere_bench.evaluation.protocol import Evaluator
     from sphere_bench.models.fingerprint import model_fingerprint
     from sphere_bench.recording import Recorder
@@ -97,10 +111,12 @@ def _edit(config: Config, dataset: EditDataset) -> None:
     resumed = ownership.is_begun(folder)
     contexts = provenance.read(folder)["contexts"] if resumed else None
     setup = build_setup(config, loaded, dataset, contexts)
+    check_prompts_fit(loaded, dataset.records, setup.contexts)
     try:
         editor = instantiate(config.editor.method)(setup)
     except TypeError as error:
         raise SphereBenchError(f"editor.method does not fit its class: {error}") from error
+    perplexity = build_perplexity(config, loaded)
     evaluator = Evaluator(loaded, dataset, seed=config.seed, **asdict(config.evaluation))
     facts["config_hash"] = provenance.config_hash(identity(asdict(config)))
     facts["contexts"] = list(setup.contexts)
@@ -115,6 +131,7 @@ def _edit(config: Config, dataset: EditDataset) -> None:
         energy_exponent=config.energy.exponent,
         energy_eps=config.energy.eps,
         run_hash=ownership.run_hash(facts),
+        collapse=Collapse(**asdict(config.collapse)),
     )
     checkpoints = Checkpoints(
         folder / "checkpoints", config.checkpoint.keep, config.checkpoint.steps
@@ -128,6 +145,7 @@ def _edit(config: Config, dataset: EditDataset) -> None:
             recorder=Recorder(folder),
             checkpoints=checkpoints,
             settings=settings,
+            perplexity=perplexity,
             track=track,
         ).run()
 
@@ -146,6 +164,7 @@ def build_setup(
     import torch
 
     from sphere_bench.editing.contexts import fixed_contexts, generated_contexts
+    from sphere_bench.editing.numerics import Numerics
     from sphere_bench.editing.pipeline import EditingSetup
     from sphere_bench.editing.transforms import Sphere
     from sphere_bench.editing.values import ValueSettings
@@ -169,6 +188,7 @@ def build_setup(
         sphere=Sphere(**{key: sphere[key] for key in SPHERE}) if sphere["enabled"] else None,
         apply=sphere["apply"],
         tokens_per_batch=config.values.tokens_per_batch,
+        numerics=Numerics(**asdict(config.numerics)),
     )
 
 
@@ -221,6 +241,17 @@ def build_model(config: Config) -> LoadedModel:
         projection=model.modules.projection,
         trust_remote_code=model.trust_remote_code,
     )
+
+
+def build_perplexity(config: Config, loaded: LoadedModel) -> Perplexity | None:
+    """The probe of the model's perplexity, where one is asked for."""
+    from sphere_bench.editing.statistics import ordinary_texts
+    from sphere_bench.evaluation.perplexity import Perplexity
+
+    if not config.perplexity.tokens:
+        return None
+    texts = ordinary_texts(loaded, config.perplexity.corpus, "perplexity.corpus")
+    return Perplexity(loaded, texts, config.perplexity.tokens, config.evaluation.tokens_per_batch)
 
 
 def key_statistics(config: Config, loaded: LoadedModel) -> Mapping[int, Tensor]:

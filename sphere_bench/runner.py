@@ -3,8 +3,8 @@
 import logging
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from sphere_bench.checkpoints import Checkpoint, Checkpoints
+from sphere_bench.collapse import Collapse
 from sphere_bench.data.records import EditDataset, EditRequest
 from sphere_bench.editing.editor import Editor
 from sphere_bench.editing.pipeline import BatchReport, LayerReport
@@ -36,6 +37,7 @@ class RunSettings:
         checkpoint_every: steps between checkpoints; the last step has one in any case.
         energy_exponent, energy_eps: of the hyperspherical energy.
         run_hash: a checkpoint of another run is refused, see ``ownership.run_hash``.
+        collapse: thresholds at which the run ends early.
     """
 
     batch_size: int
@@ -43,6 +45,7 @@ class RunSettings:
     energy_exponent: float
     energy_eps: float
     run_hash: str
+    collapse: Collapse = field(default_factory=Collapse)
 
 
 class SequentialRun:
@@ -53,6 +56,7 @@ class SequentialRun:
         weights: the weights under edit.
         editor: writes a batch into the model.
         evaluator: scores the model after a step.
+        perplexity: of the model as it is now, taken after evaluated steps; ``None`` leaves it out.
         recorder: the run's tables.
         checkpoints: the run's checkpoints.
         settings: the stream's numbers.
@@ -69,6 +73,7 @@ class SequentialRun:
         recorder: Recorder,
         checkpoints: Checkpoints,
         settings: RunSettings,
+        perplexity: Callable[[], float] | None = None,
         track: Track | None = None,
     ) -> None:
         self.total = len(dataset.records)
@@ -81,8 +86,10 @@ class SequentialRun:
         self.settings = settings
         self.track = track
         self.last_step = math.ceil(self.total / settings.batch_size)
+        self.perplexity = perplexity
         self._recorded = -1  # by earlier processes
         self._unedited = {layer: self._geometry(layer) for layer in weights.layers}
+        self._unedited_perplexity = self._perplexity()
         self._planes = {
             layer: principal_plane(weights.pretrained[layer]) for layer in weights.layers
         }
@@ -95,6 +102,7 @@ class SequentialRun:
         Raises:
             KeyboardInterrupt: the run was stopped; what is recorded stays, and the same run made
                 again goes on from its latest checkpoint.
+            SphereBenchError: a batch could not be edited; the same holds.
         """
         stop = StopRequest()
         with handled_by(stop):
@@ -114,18 +122,20 @@ class SequentialRun:
                 if step < 0:
                     step = 0
                     self._finish_step(0, None, progress)
-                while step < self.last_step and stop.number is None:
+                collapsed = self.settings.collapse.reached_in(self.recorder.folder, step)
+                while step < self.last_step and not collapsed and stop.number is None:
                     step += 1
                     report = self.editor.edit(self._requests(step))
-                    self._finish_step(step, report, progress)
+                    collapsed = self._finish_step(step, report, progress)
                     progress.update(self._edits(step) - progress.n)
-                if step == self.last_step:
-                    self.recorder.write_progress(self._progress(step, "done"))
+                if step == self.last_step or collapsed:
+                    state: State = "done" if step == self.last_step else "collapsed"
+                    self.recorder.write_progress(self._progress(step, state))
                     return
                 if step and not self._checkpoint_due(step):
                     self._save_checkpoint(step)
                 self.recorder.write_progress(self._progress(step, "interrupted"))
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SphereBenchError):
                 recorded = self.recorder.progress()
                 if recorded is not None:
                     self.recorder.write_progress(replace(recorded, state="interrupted"))
@@ -159,8 +169,12 @@ class SequentialRun:
 
     def _finish_step(
         self, step: int, report: BatchReport | None, progress: "tqdm[NoReturn]"
-    ) -> None:
-        """Evaluate, record and, where it is time, save a checkpoint."""
+    ) -> bool:
+        """Evaluate, record and, where it is time, save a checkpoint.
+
+        Returns:
+            Whether the model has collapsed.
+        """
         edits = self._edits(step)
         started = perf_counter()
         due = self.evaluator.is_due(step, edits, self.settings.batch_size, self.total)
@@ -169,13 +183,20 @@ class SequentialRun:
             if due
             else Evaluation([_unevaluated_row(step, edits)], [])
         )
+        perplexity = math.nan
+        if due:
+            perplexity = self._perplexity() if step else self._unedited_perplexity
+        collapsed = bool(step and due) and self.settings.collapse.reached(
+            evaluation.steps_rows[0]["efficacy"], perplexity, self._unedited_perplexity
+        )
         evaluated = perf_counter()
         layers = self._layer_rows(step, edits, report)
-        checkpoint_due = self._checkpoint_due(step)
+        checkpoint_due = collapsed or self._checkpoint_due(step)
         # Step 0 has no checkpoint, but is what later portraits are compared with.
         geometry = self._geometry_rows(step, edits) if checkpoint_due or not step else []
+        report = report or BatchReport()
         seconds = {
-            **(report or BatchReport()).seconds,
+            **report.seconds,
             "evaluate": evaluated - started,
             "energy": perf_counter() - evaluated,
         }
@@ -183,9 +204,13 @@ class SequentialRun:
         unedited = sum(geometry.energy_normalized for geometry in self._unedited.values())
         shared = {
             "he": he,
-            "he_ratio": he * len(layers) / unedited,
+            "he_ratio": _ratio(he * len(layers), unedited),
             **{f"seconds_{stage}": value for stage, value in seconds.items()},
             "peak_memory_bytes": peak_memory_bytes(self.weights),
+            "perplexity": perplexity,
+            "nonfinite": report.nonfinite,
+            "skipped": report.skipped,
+            "collapsed": collapsed,
         }
         steps = [{**row, **shared} for row in evaluation.steps_rows]
         self.recorder.commit_step(
@@ -203,6 +228,7 @@ class SequentialRun:
         if due:
             efficacy = evaluation.steps_rows[0]["efficacy"]
             progress.set_postfix(efficacy=f"{efficacy:.1f}", he_ratio=f"{shared['he_ratio']:.6f}")
+        return collapsed
 
     def _checkpoint_due(self, step: int) -> bool:
         if not step:  # the unedited model
@@ -228,7 +254,7 @@ class SequentialRun:
                     "layer": layer,
                     "he": geometry.energy,
                     "he_normalized": geometry.energy_normalized,
-                    "he_ratio": geometry.energy / self._unedited[layer].energy,
+                    "he_ratio": _ratio(geometry.energy, self._unedited[layer].energy),
                     "weight_norm": self.weights.current[layer].norm().item(),
                     "update_norm": done.update_norm,
                     "applied_norm": done.applied_norm,
@@ -259,6 +285,9 @@ class SequentialRun:
             self.weights.current[layer], self.settings.energy_exponent, self.settings.energy_eps
         )
 
+    def _perplexity(self) -> float:
+        return self.perplexity() if self.perplexity else math.nan
+
     def _requests(self, step: int) -> list[EditRequest]:
         batch = self.dataset.records[self._edits(step - 1) : self._edits(step)]
         return [record.request for record in batch]
@@ -272,6 +301,11 @@ class SequentialRun:
         recorded = max(step, self._recorded)
         edits = self._edits(recorded)
         return Progress(recorded, edits, self.total, self.settings.batch_size, state)
+
+
+def _ratio(energy: float, unedited: float) -> float:
+    """NaN where an exponent too large makes every energy 0."""
+    return energy / unedited if unedited else math.nan
 
 
 def _unevaluated_row(step: int, edits: int) -> dict[str, Any]:

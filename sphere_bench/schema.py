@@ -4,13 +4,15 @@ The YAML files in ``configs/`` hold the defaults; here stand the keys, their typ
 allowed.
 """
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from sphere_bench.errors import SphereBenchError, check_choice
+from sphere_bench.errors import check_above as _above
+from sphere_bench.errors import check_at_least as _at_least
+from sphere_bench.errors import check_between as _between
 from sphere_bench.tracking import TRACKERS
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -156,6 +158,7 @@ class EditorConfig:
         _layers("editor.layers", self.layers)
         if "_target_" not in self.method:
             raise SphereBenchError("editor.method._target_ is missing: name the editor's class")
+        check_choice("editor.method._partial_", self.method.get("_partial_"), (True,))
 
 
 @dataclass
@@ -273,6 +276,44 @@ class EvaluationConfig:
 
 
 @dataclass
+class NumericsConfig:
+    """What becomes of a batch whose numbers are not finite, or whose update is too large."""
+
+    on_nonfinite: str
+    largest_update: float | None
+
+    def __post_init__(self) -> None:
+        check_choice("numerics.on_nonfinite", self.on_nonfinite, ("stop", "skip", "record"))
+        if self.largest_update is not None:
+            _above("numerics.largest_update", self.largest_update, 0)
+
+
+@dataclass
+class PerplexityConfig:
+    """A fixed text whose perplexity is taken after every evaluated step; no tokens, no probe."""
+
+    tokens: int
+    corpus: str
+
+    def __post_init__(self) -> None:
+        _at_least("perplexity.tokens", self.tokens, 0)
+
+
+@dataclass
+class CollapseConfig:
+    """Thresholds that end a run early; null is none."""
+
+    efficacy: float | None
+    perplexity: float | None
+
+    def __post_init__(self) -> None:
+        if self.efficacy is not None:
+            _between("collapse.efficacy", self.efficacy, 0, 100)
+        if self.perplexity is not None:
+            _above("collapse.perplexity", self.perplexity, 0)
+
+
+@dataclass
 class RunFolderConfig:
     """Where the run's folder is, and what happens where it holds another run.
 
@@ -285,6 +326,8 @@ class RunFolderConfig:
 
     def __post_init__(self) -> None:
         check_choice("run.on_mismatch", self.on_mismatch, ("error", "restart"))
+        if not self.root.strip():
+            raise SphereBenchError("run.root is empty: name a folder, or . for this one")
         if self.name is not None:
             _name("run.name", self.name)
 
@@ -322,6 +365,9 @@ class Config:
     sphere: SphereConfig
     energy: EnergyConfig
     evaluation: EvaluationConfig
+    numerics: NumericsConfig
+    perplexity: PerplexityConfig
+    collapse: CollapseConfig
     run: RunFolderConfig
     checkpoint: CheckpointConfig
     device: str
@@ -340,21 +386,10 @@ class Config:
                 "with an index where there are several (cuda:1)"
             )
         _at_least("seed", self.seed, 0)
-
-
-def _at_least(key: str, value: float, lowest: float) -> None:
-    if not lowest <= value < math.inf:
-        raise SphereBenchError(f"{key}={value}: must be a number of at least {lowest}")
-
-
-def _above(key: str, value: float, bound: float) -> None:
-    if not bound < value < math.inf:
-        raise SphereBenchError(f"{key}={value}: must be a number greater than {bound}")
-
-
-def _between(key: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:
-        raise SphereBenchError(f"{key}={value}: must be between {lowest} and {highest}")
+        if self.collapse.perplexity is not None and not self.perplexity.tokens:
+            raise SphereBenchError(
+                f"collapse.perplexity={self.collapse.perplexity} needs perplexity.tokens above 0"
+            )
 
 
 def _name(key: str, value: str) -> None:

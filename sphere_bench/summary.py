@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from sphere_bench.recording import read_table
+import pandas
+
+from sphere_bench.recording import read_progress, read_table
 
 METRICS = ("efficacy", "generalization", "specificity", "score")
 
@@ -14,8 +16,8 @@ def summarize_run(folder: Path, headline: str) -> str:
         folder: the run's folder, with at least one recorded step.
         headline: what the metrics are, ``success`` or ``accuracy``.
     """
-    steps = read_table(folder, "steps")
-    steps = steps[steps["records"] > 0]
+    every = read_table(folder, "steps")
+    steps = every[every["records"] > 0]
     chosen = steps[steps["step"].isin([0, steps["step"].max()])]
     table = chosen[["step", "edits", "scope", "records", *METRICS, "he_ratio"]].to_string(
         index=False,
@@ -25,4 +27,22 @@ def summarize_run(folder: Path, headline: str) -> str:
         },
         na_rep="-",
     )
-    return f"{headline} in percent; step 0 is the unedited model\n{table}\ntables: {folder}"
+    lines = [f"{headline} in percent; step 0 is the unedited model", table]
+    return "\n".join([*lines, *_incidents(folder, every), f"tables: {folder}"])
+
+
+def _incidents(folder: Path, steps: pandas.DataFrame) -> list[str]:
+    """What a reader of the table must know: batches that were left out, a run that ended early."""
+    lines = []
+    written = steps["nonfinite"] & ~steps["skipped"]
+    for what, chosen in (("skipped", steps["skipped"]), ("not finite but written", written)):
+        if chosen.any():
+            numbers = map(str, sorted(set(steps.loc[chosen, "step"])))
+            lines.append(f"batches {what} (numerics.on_nonfinite): steps {', '.join(numbers)}")
+    progress = read_progress(folder)
+    if progress is not None and progress.state == "collapsed":
+        lines.append(
+            f"collapsed after step {progress.step}, {progress.edits} of {progress.total} edits: "
+            "the thresholds of collapse ended the run"
+        )
+    return lines

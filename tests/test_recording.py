@@ -20,7 +20,7 @@ COLUMNS = {
     "efficacy_success efficacy_accuracy generalization_success generalization_accuracy "
     "specificity_success specificity_accuracy score_success score_accuracy he he_ratio "
     "seconds_values seconds_keys seconds_update seconds_transform seconds_evaluate seconds_energy "
-    "peak_memory_bytes",
+    "peak_memory_bytes perplexity nonfinite skipped collapsed",
     "layers": "step edits layer he he_normalized he_ratio weight_norm update_norm applied_norm "
     "rank drift cos_mean cos_std cos_p01 cos_p99 residual_norm",
     "geometry": "step edits layer cosine_counts neurons plane_x plane_y",
@@ -30,12 +30,15 @@ COLUMNS = {
 WHOLE = {"step", "edits", "records", "layer", "rank", "prompt_index", "edited_at"}
 WHOLE |= {"peak_memory_bytes"}
 TEXT = {"scope", "case_id", "kind"}
+TRUTH = {"nonfinite", "skipped", "collapsed"}
 
 
 def row(table: Table, step: int, **values: Any) -> dict[str, Any]:
     filled: dict[str, Any] = {}
     for name in SCHEMAS[table].names:
-        filled[name] = name if name in TEXT else 7 if name in WHOLE else 0.5
+        filled[name] = (
+            name if name in TEXT else True if name in TRUTH else 7 if name in WHOLE else 0.5
+        )
     return {**filled, "step": step, "edits": 10 * step, **values}
 
 
@@ -63,7 +66,8 @@ def test_tables_have_the_documented_columns_and_types(table, tmp_path):
         if name in TEXT:
             assert pandas.api.types.is_string_dtype(dtype)
         else:
-            assert dtype == ("int64" if name in WHOLE else "float64"), name
+            expected = "bool" if name in TRUTH else "int64" if name in WHOLE else "float64"
+            assert dtype == expected, name
     assert sorted(frame["step"].unique()) == [0, 1]
     assert len(frame) == 2 * {"steps": 1, "layers": 2, "cases": 3}[table]
 

@@ -11,6 +11,7 @@ from sphere_bench.assets import corpus_path
 from sphere_bench.data.sources import BUNDLED, JSON_LINES, reason
 from sphere_bench.errors import SphereBenchError
 
+KEY = "statistics.corpus"
 TEXT_FIELDS = ("text", "passage")
 TEXT_SUFFIXES = (".txt", ".md")
 SUFFIXES = (*TEXT_SUFFIXES, *JSON_LINES, ".parquet")
@@ -27,7 +28,7 @@ class HubSource(NamedTuple):
     revision: str | None
 
 
-def corpus_texts(source: str) -> Iterator[str]:
+def corpus_texts(source: str, key: str = KEY) -> Iterator[str]:
     """The texts of a corpus, in its order.
 
     Args:
@@ -36,18 +37,19 @@ def corpus_texts(source: str) -> Iterator[str]:
             as ``wikimedia/wikipedia:20231101.en``, which is streamed. A text file holds paragraphs
             between blank lines or, without any, a text a line. JSONL and parquet hold theirs in
             ``text``, ``passage`` or the only field that is text.
+        key: the configuration's key that names it, for errors.
 
     Raises:
         SphereBenchError: there is no such corpus, or no text in it.
     """
-    located = locate_corpus(source)
+    place = f"{key}={source}"
     empty = True
-    for text in _texts(located, source):
+    for text in _texts(locate_corpus(source, key), place):
         if text.strip():
             empty = False
             yield text
     if empty:
-        raise SphereBenchError(f"statistics.corpus={source} holds no text")
+        raise SphereBenchError(f"{place} holds no text")
 
 
 def corpus_fingerprint(source: str) -> str:
@@ -66,43 +68,43 @@ def corpus_fingerprint(source: str) -> str:
     return digest.hexdigest()
 
 
-def locate_corpus(source: str) -> Path | HubSource:
+def locate_corpus(source: str, key: str = KEY) -> Path | HubSource:
     """The file or the hub dataset that ``source`` names.
 
     Raises:
         SphereBenchError: it names neither.
     """
+    place = f"{key}={source}"
     file = corpus_path() if source == BUNDLED else Path(source).expanduser()
     if file.is_file():
         if file.suffix.lower() not in SUFFIXES:
             raise SphereBenchError(
-                f"statistics.corpus={source}: cannot read '{file.suffix}': use "
-                f"{', '.join(SUFFIXES)}"
+                f"{place}: cannot read '{file.suffix}': use {', '.join(SUFFIXES)}"
             )
         return file
     match = HUB_SOURCE.fullmatch(source)
     if match is None or file.suffix.lower() in SUFFIXES or file.is_dir():
         raise SphereBenchError(
-            f"statistics.corpus={source}: no such file; give a {', '.join(SUFFIXES)} file, "
+            f"{place}: no such file; give a {', '.join(SUFFIXES)} file, "
             "a dataset's name on the Hugging Face hub, or bundled"
         )
     return HubSource(**match.groupdict())
 
 
-def _texts(located: Path | HubSource, source: str) -> Iterator[str]:
+def _texts(located: Path | HubSource, place: str) -> Iterator[str]:
     if isinstance(located, HubSource):
-        return _field_texts(_hub_rows(located, source), source)
+        return _field_texts(_hub_rows(located, place), place)
     if located.suffix.lower() in TEXT_SUFFIXES:
-        return _paragraphs(located, source)
+        return _paragraphs(located, place)
     if located.suffix.lower() == ".parquet":
-        return _field_texts(_parquet_rows(located, source), source)
-    return _field_texts(_json_rows(located, source), source)
+        return _field_texts(_parquet_rows(located, place), place)
+    return _field_texts(_json_rows(located, place), place)
 
 
-def _paragraphs(file: Path, source: str) -> Iterator[str]:
-    apart = any(not line.strip() for line in _lines(file, source))
+def _paragraphs(file: Path, place: str) -> Iterator[str]:
+    apart = any(not line.strip() for line in _lines(file, place))
     paragraph: list[str] = []
-    for line in _lines(file, source):
+    for line in _lines(file, place):
         if apart and line.strip():
             paragraph.append(line)
             continue
@@ -112,30 +114,28 @@ def _paragraphs(file: Path, source: str) -> Iterator[str]:
         yield "\n".join(paragraph)
 
 
-def _lines(file: Path, source: str) -> Iterator[str]:
+def _lines(file: Path, place: str) -> Iterator[str]:
     try:
         with file.open(encoding="utf-8-sig") as lines:
             for line in lines:
                 yield line.rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise SphereBenchError(
-            f"statistics.corpus={source}: is not UTF-8 text: {reason(error)}"
-        ) from error
+        raise SphereBenchError(f"{place}: is not UTF-8 text: {reason(error)}") from error
 
 
-def _json_rows(file: Path, source: str) -> Iterator[Any]:
-    for number, line in enumerate(_lines(file, source), start=1):
+def _json_rows(file: Path, place: str) -> Iterator[Any]:
+    for number, line in enumerate(_lines(file, place), start=1):
         if not line.strip():
             continue
         try:
             yield json.loads(line)
         except (ValueError, RecursionError) as error:
             raise SphereBenchError(
-                f"statistics.corpus={source}: broken JSON in line {number}: {reason(error)}"
+                f"{place}: broken JSON in line {number}: {reason(error)}"
             ) from error
 
 
-def _parquet_rows(file: Path, source: str) -> Iterator[Any]:
+def _parquet_rows(file: Path, place: str) -> Iterator[Any]:
     import pyarrow
     from pyarrow import parquet
 
@@ -144,12 +144,10 @@ def _parquet_rows(file: Path, source: str) -> Iterator[Any]:
             for batch in table.iter_batches():
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise SphereBenchError(
-            f"statistics.corpus={source}: broken parquet file: {reason(error)}"
-        ) from error
+        raise SphereBenchError(f"{place}: broken parquet file: {reason(error)}") from error
 
 
-def _hub_rows(hub: HubSource, source: str) -> Iterator[Any]:
+def _hub_rows(hub: HubSource, place: str) -> Iterator[Any]:
     import datasets
 
     try:
@@ -159,39 +157,37 @@ def _hub_rows(hub: HubSource, source: str) -> Iterator[Any]:
     # Each protocol's client has exceptions of its own; what the user can do is the same.
     except Exception as error:
         raise SphereBenchError(
-            f"statistics.corpus={source}: neither a file nor a dataset that can be streamed from "
+            f"{place}: neither a file nor a dataset that can be streamed from "
             f"the Hugging Face hub ({reason(error)}): give a text, JSONL or parquet file"
         ) from error
 
 
-def _field_texts(rows: Iterator[Any], source: str) -> Iterator[str]:
+def _field_texts(rows: Iterator[Any], place: str) -> Iterator[str]:
     """The text of every row; which field holds it is decided on the first row."""
     field: str | None = None
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise SphereBenchError(
-                f"statistics.corpus={source}: record {number} must be an object with a field "
+                f"{place}: record {number} must be an object with a field "
                 f"{' or '.join(TEXT_FIELDS)}"
             )
         if field is None:
-            field = _text_field(row, source)
+            field = _text_field(row, place)
         text = row.get(field)
         if isinstance(text, str):
             yield text
         elif text is not None:
-            raise SphereBenchError(
-                f"statistics.corpus={source}: record {number}: field '{field}' must be a text"
-            )
+            raise SphereBenchError(f"{place}: record {number}: field '{field}' must be a text")
 
 
-def _text_field(row: Mapping[str, Any], source: str) -> str:
+def _text_field(row: Mapping[str, Any], place: str) -> str:
     for name in TEXT_FIELDS:
         if name in row:
             return name
     names = [name for name, value in row.items() if isinstance(value, str)]
     if len(names) != 1:
         raise SphereBenchError(
-            f"statistics.corpus={source}: its texts must be in a field {' or '.join(TEXT_FIELDS)}, "
+            f"{place}: its texts must be in a field {' or '.join(TEXT_FIELDS)}, "
             f"or in the only one that is text; record 0 has {', '.join(map(str, row)) or 'none'}"
         )
     return names[0]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.keys import BatchReader
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
+from sphere_bench.editing.keys import BatchReader, Measurement
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
 from sphere_bench.editing.solvers import UpdateSolver
 from sphere_bench.editing.transforms import Transform
 from sphere_bench.editing.values import TargetValues, solve_target_values
-from sphere_bench.geometry.energy import as_double
 
 _PILOTS_AT_A_TIME = 100
 
@@ -83,28 +82,31 @@ class LocateThenEdit:
     def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
         setup, weights = self.setup, self.setup.weights
         device = setup.loaded.device
-        with self.pipeline.batch() as report:
+        with self.pipeline.batch(self) as report:
             with report.timed("values", device):
                 solved = self._solve(requests)
                 target_values = self._transformed(solved.values).T
             report.losses = solved.losses
+            self.pipeline.check_requests("target value", target_values.T, requests, report)
             before = dict(weights.current)
             reader = self._reader(requests)
             keys: dict[int, Tensor] = {}
             proposed: dict[int, Tensor] = {}
             for index, layer in enumerate(weights.layers):
                 with report.timed("keys", device):
-                    keys[layer], hidden = reader.measure(layer)
+                    measured = reader.measure(layer)
+                self._check(measured, requests, report)
+                keys[layer], hidden = measured
                 with report.timed("update", device):
                     missing = target_values - hidden
                     residual = missing / (len(weights.layers) - index)
-                    proposed[layer] = finite(self.solver.solve(layer, keys[layer], residual), layer)
+                    proposed[layer] = self.solver.solve(layer, keys[layer], residual)
                 report.layers[layer].residual_norm = missing.norm(dim=0).mean().item()
                 report.layers[layer].update_norm = proposed[layer].norm().item()
                 if setup.apply == "in_loop":
                     self.pipeline.write(layer, before[layer], proposed[layer], report)
                 else:
-                    weights.write(layer, as_double(before[layer]) + proposed[layer])
+                    self.pipeline.put(layer, before[layer], proposed[layer], report)
             if setup.apply == "after":
                 for layer in weights.layers:
                     self.pipeline.write(layer, before[layer], proposed[layer], report)
@@ -114,7 +116,9 @@ class LocateThenEdit:
                 for layer in weights.layers:
                     if setup.apply == "after":
                         with report.timed("keys", device):
-                            keys[layer], _ = reader.measure(layer)
+                            measured = reader.measure(layer)
+                        self._check(measured, requests, report)
+                        keys[layer] = measured.keys
                     with report.timed("update", device):
                         self.solver.remember(layer, keys[layer])
         return report
@@ -156,6 +160,12 @@ class LocateThenEdit:
             self.value_settings,
             setup.tokens_per_batch,
         )
+
+    def _check(
+        self, measured: Measurement, requests: Sequence[EditRequest], report: BatchReport
+    ) -> None:
+        for what, rows in (("key", measured.keys.T), ("hidden state", measured.hidden.T)):
+            self.pipeline.check_requests(what, rows, requests, report)
 
     def _reader(self, requests: Sequence[EditRequest]) -> BatchReader:
         setup = self.setup

@@ -9,8 +9,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
-from sphere_bench.errors import check_choice
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
+from sphere_bench.errors import check_above, check_at_least, check_choice
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import pad_right
 from sphere_bench.models.hooks import select_positions
@@ -50,6 +50,11 @@ class FineTuning:
         self.steps = steps
         self.learning_rate = learning_rate
         self.norm_constraint = norm_constraint
+        check_at_least("editor.method.steps", steps, 1)
+        check_above("editor.method.learning_rate", learning_rate, 0)
+        check_at_least("editor.method.chunk", chunk, 1)
+        if norm_constraint is not None:
+            check_above("editor.method.norm_constraint", norm_constraint, 0)
         check_choice("loss", loss, ("teacher_forced", "last_position"))
         self.loss = loss
         self.chunk = chunk
@@ -58,11 +63,11 @@ class FineTuning:
     def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
         weights, device = self.setup.weights, self.setup.loaded.device
         before = dict(weights.current)
-        with self.pipeline.batch() as report:
+        with self.pipeline.batch(self) as report:
             with report.timed("update", device):
                 tuned = self._tune(requests, before)
             for layer in weights.layers:
-                update = finite(as_double(tuned[layer]) - as_double(before[layer]), layer)
+                update = as_double(tuned[layer]) - as_double(before[layer])
                 report.layers[layer].update_norm = update.norm().item()
                 self.pipeline.write(layer, before[layer], update, report)
         return report

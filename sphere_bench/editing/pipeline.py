@@ -1,21 +1,30 @@
 """From a proposed update to the deployed weights, the same for every editor."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.numerics import (
+    NonfiniteError,
+    Numerics,
+    requests_problem,
+    update_problem,
+)
 from sphere_bench.editing.transforms import EditedWeight, Sphere, Transform
 from sphere_bench.editing.values import ValueSettings
 from sphere_bench.editing.weights import EditedWeights
-from sphere_bench.errors import SphereBenchError, check_choice
+from sphere_bench.errors import check_choice
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.loading import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 Stage = Literal["values", "keys", "update", "transform"]
 
@@ -35,6 +44,7 @@ class EditingSetup:
         apply: ``in_loop`` writes a layer's transformed update before the next layer is measured;
             ``after`` transforms all layers' updates once the last is found.
         tokens_per_batch: tokens in one forward.
+        numerics: what becomes of a batch whose numbers are not finite.
     """
 
     loaded: LoadedModel
@@ -46,6 +56,15 @@ class EditingSetup:
     sphere: Sphere | None
     apply: Literal["in_loop", "after"]
     tokens_per_batch: int
+    numerics: Numerics = field(default_factory=Numerics)
+
+
+class Stateful(Protocol):
+    """What an editor remembers between batches, to be put back."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass
@@ -73,6 +92,8 @@ class BatchReport:
         layers: per layer.
         losses: of the value solver: each request's loss at every iteration that it took part in.
         seconds: how long each stage took.
+        nonfinite: a number was not finite, or an update beyond ``numerics.largest_update``.
+        skipped: the batch was left out: model and editor are as they were before it.
     """
 
     layers: dict[int, LayerReport] = field(default_factory=dict)
@@ -80,6 +101,8 @@ class BatchReport:
     seconds: dict[str, float] = field(
         default_factory=lambda: {"values": 0.0, "keys": 0.0, "update": 0.0, "transform": 0.0}
     )
+    nonfinite: bool = False
+    skipped: bool = False
 
     @contextmanager
     def timed(self, stage: Stage, device: torch.device) -> Iterator[None]:
@@ -119,14 +142,20 @@ class UpdatePipeline:
         self._unconditioned: dict[int, Tensor] = {}
 
     @contextmanager
-    def batch(self) -> Iterator[BatchReport]:
+    def batch(self, editor: Stateful) -> Iterator[BatchReport]:
         """The frame of a batch; an error inside leaves the weights deployed before it.
+
+        Args:
+            editor: whose memory is put back, too, where a batch is skipped.
 
         Yields:
             The report, to be filled by the editor.
+
+        Raises:
+            NonfiniteError: the batch's numbers are not sound, and the run is to stop at that.
         """
         weights = self.weights
-        deployed = dict(weights.current)
+        deployed, remembered = dict(weights.current), editor.state_dict()
         report = BatchReport({layer: LayerReport() for layer in weights.layers})
         try:
             for layer, weight in self._unconditioned.items():
@@ -134,33 +163,74 @@ class UpdatePipeline:
             yield report
             if self.conditioner is not None:
                 self._condition(self.conditioner, report)
-        except BaseException:
+        except BaseException as error:
             for layer, weight in deployed.items():
                 weights.write(layer, weight)
-            raise
+            if not isinstance(error, NonfiniteError | torch.linalg.LinAlgError):
+                raise
+            self._skip(error, report)
+            editor.load_state_dict(remembered)
         for layer, done in report.layers.items():
             done.applied_norm = (weights.current[layer] - deployed[layer]).norm().item()
             if self.setup.sphere:
                 done.rank = self.setup.sphere.ranks.get(layer)
 
+    def _skip(self, error: Exception, report: BatchReport) -> None:
+        """Note that the batch is left out, unless the run is to stop."""
+        if isinstance(error, torch.linalg.LinAlgError):
+            error = NonfiniteError(f"the update cannot be computed ({error})")
+        if self.setup.numerics.on_nonfinite == "stop":
+            raise error
+        logger.warning("skipping a batch: %s", error)
+        report.nonfinite = report.skipped = True
+
+    def check_requests(
+        self, what: str, rows: Tensor, requests: Sequence[EditRequest], report: BatchReport
+    ) -> None:
+        """Heed ``rows`` [n, ...] that are not finite; see :func:`requests_problem`."""
+        self._heed(requests_problem(what, rows, requests), report)
+
     def write(self, layer: int, before: Tensor, update: Tensor, report: BatchReport) -> None:
         """Put ``before`` plus the transformed update into the model."""
         weight = EditedWeight(layer, self.weights.pretrained[layer], before)
         with report.timed("transform", self.setup.loaded.device):
-            for transform in self.transforms:
-                update = transform(update, weight)
-        self.weights.write(layer, as_double(before) + finite(update, layer))
+            # Decompositions refuse what is not finite.
+            if torch.isfinite(update).all() and torch.isfinite(before).all():
+                for transform in self.transforms:
+                    update = transform(update, weight)
+        self.put(layer, before, update, report)
+
+    def put(self, layer: int, before: Tensor, update: Tensor, report: BatchReport) -> None:
+        """Put ``before`` plus ``update`` into the model: whatever an editor writes goes this way.
+
+        Raises:
+            NonfiniteError: the result must not be written.
+        """
+        after = (as_double(before) + update).float()
+        numerics, dtype = self.setup.numerics, self.setup.loaded.dtype
+        self._heed(update_problem(layer, before, after, numerics, dtype), report)
+        self.weights.write(layer, after)
+
+    def _heed(self, problem: str | None, report: BatchReport) -> None:
+        if problem is None:
+            return
+        if self.setup.numerics.on_nonfinite != "record":
+            raise NonfiniteError(problem)
+        logger.warning("%s: recorded and written as it is", problem)
+        report.nonfinite = True
 
     def _condition(self, conditioner: Transform, report: BatchReport) -> None:
         weights = self.weights
-        with report.timed("transform", self.setup.loaded.device):
-            for layer in weights.layers:
-                current = weights.current[layer]
-                if self.continue_from == "unconditioned":
-                    self._unconditioned[layer] = current
+        for layer in weights.layers:
+            current = weights.current[layer]
+            if self.continue_from == "unconditioned":
+                self._unconditioned[layer] = current
+            if not torch.isfinite(current).all():
+                continue
+            with report.timed("transform", self.setup.loaded.device):
                 weight = EditedWeight(layer, weights.pretrained[layer], current)
                 change = conditioner(torch.zeros_like(as_double(current)), weight)
-                weights.write(layer, as_double(current) + finite(change, layer))
+            self.put(layer, current, change, report)
 
     def state_dict(self) -> dict[str, Any]:
         """The weights that the next batch starts from, where they are not the deployed ones."""
@@ -172,17 +242,3 @@ class UpdatePipeline:
             int(layer): weight.to(self.weights.current[int(layer)].device)
             for layer, weight in state.items()
         }
-
-
-def finite(update: Tensor, layer: int) -> Tensor:
-    """The update itself.
-
-    Raises:
-        SphereBenchError: an entry of it is not finite.
-    """
-    if not torch.isfinite(update).all():
-        raise SphereBenchError(
-            f"the update of layer {layer} is not finite and was not written: lower "
-            "model.values.learning_rate or raise model.second_moment_weight"
-        )
-    return update

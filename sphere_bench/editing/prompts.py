@@ -1,14 +1,18 @@
 """An edit's prompt behind a context prefix, as tokens, with the subject's last token found."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from sphere_bench.data.records import EditRequest
+from sphere_bench.data.records import EditRequest, Record
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.tokens import encode, encode_continuation, last_token_of
 
 #: The context that is the prompt alone, and the prompt's place in any other.
 BARE = "{}"
+_SPECIAL_TOKENS = 4
 
 
 class PromptTokens(NamedTuple):
@@ -54,6 +58,39 @@ def essence_prompt(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> 
     ids, offsets = encode(tokenizer, f"{request.subject} is a")
     last = last_token_of(offsets, 0, len(request.subject))
     return PromptTokens(ids[: last + 1], last)
+
+
+def check_prompts_fit(
+    loaded: LoadedModel, records: Sequence[Record], contexts: Sequence[str]
+) -> None:
+    """Raise unless all that is read of the records has a place in the model.
+
+    Raises:
+        SphereBenchError: a prompt with its target has more tokens than the model has positions.
+    """
+    if loaded.positions is None:
+        return
+    for record in records:
+        request = record.request
+        pairs = [
+            *((context.replace(BARE, request.prompt), request.target_new) for context in contexts),
+            *(
+                (asked.prompt, target)
+                for asked in record.case.prompts
+                for target in (asked.target_new, asked.target_true)
+                if target is not None
+            ),
+        ]
+        for prompt, target in pairs:
+            # A token stands for at least a byte; special ones come on top.
+            if len(f"{prompt} {target}".encode()) + _SPECIAL_TOKENS <= loaded.positions:
+                continue
+            tokens = len(encode_continuation(loaded.tokenizer, prompt, target).ids)
+            if tokens > loaded.positions:
+                raise SphereBenchError(
+                    f"case {request.case_id}: a prompt with its target has {tokens} tokens, the "
+                    f"model {loaded.positions} positions: shorten it or leave the record out"
+                )
 
 
 def _subject_span(request: EditRequest, context: str) -> tuple[int, int]:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.keys import context_keys, projection_output_norms
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
 from sphere_bench.editing.solvers import factor_second_moment
 from sphere_bench.editing.values import solve_target_values
-from sphere_bench.errors import SphereBenchError
+from sphere_bench.errors import SphereBenchError, check_above
 from sphere_bench.geometry.energy import as_double
 
 
@@ -43,6 +43,7 @@ class Rome:
         self.setup = setup
         self.values = setup.values
         if clamp_norm_factor is not None:
+            check_above("editor.method.clamp_norm_factor", clamp_norm_factor, 0)
             self.values = replace(setup.values, clamp_norm_factor=clamp_norm_factor)
         self.pipeline = UpdatePipeline(setup)
         self._factor: Tensor | None = None
@@ -54,7 +55,7 @@ class Rome:
         weights, device = self.setup.weights, self.setup.loaded.device
         proposed: Tensor | float = 0.0
         residual_norms = []
-        with self.pipeline.batch() as report:
+        with self.pipeline.batch(self) as report:
             for request in requests:
                 with report.timed("values", device):
                     delta = self._delta(request)
@@ -66,8 +67,10 @@ class Rome:
                         self.setup.contexts,
                         self.setup.tokens_per_batch,
                     )[0]
+                for what, found in (("target value", delta), ("key", keys)):
+                    self.pipeline.check_requests(what, found[None], [request], report)
                 with report.timed("update", device):
-                    update = finite(self._update(delta, keys), self.layer)
+                    update = self._update(delta, keys)
                 self.pipeline.write(self.layer, weights.current[self.layer], update, report)
                 proposed = proposed + update
                 residual_norms.append(delta.norm().item())

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sphere_bench.errors import SphereBenchError, check_choice
+from sphere_bench.errors import SphereBenchError, check_at_least, check_choice
 from sphere_bench.geometry.energy import as_double
 
 
@@ -79,6 +79,8 @@ class LeastSquares(UpdateSolver):
         remember: Literal["solved", "written"] | None = None,
         null_space: "NullSpace | None" = None,
     ) -> None:
+        check_at_least("solver.second_moment_weight", second_moment_weight, 0)
+        check_at_least("solver.ridge", ridge, 0)
         self.second_moment_weight = second_moment_weight
         self.ridge = ridge
         check_choice("solver.remember", remember, ("solved", "written", None))
@@ -172,9 +174,13 @@ class NullSpace:
 def factor_second_moment(moment: Tensor, layer: int) -> Tensor:
     """The Cholesky factor of a symmetric positive definite [d, d] matrix.
 
+    One that is not finite has a factor of NaN, so that all that is computed with it is NaN.
+
     Raises:
-        SphereBenchError: it is not positive definite.
+        SphereBenchError: it is finite, but not positive definite.
     """
+    if not torch.isfinite(moment).all():
+        return torch.full_like(moment, torch.nan)
     factor, failed = torch.linalg.cholesky_ex(moment)
     if failed:
         raise SphereBenchError(

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sphere_bench.data.corpus import corpus_fingerprint, corpus_texts
+from sphere_bench.data.corpus import KEY, corpus_fingerprint, corpus_texts
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.files import atomic_file
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
@@ -28,7 +28,7 @@ from sphere_bench.models.fingerprint import model_fingerprint, tensors_fingerpri
 from sphere_bench.models.hooks import capture
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.sampling import self_written_texts
-from sphere_bench.models.tokens import encode
+from sphere_bench.models.tokens import token_windows
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +73,14 @@ def second_moments(
         layers: decoder layers; the forward ends behind the last one's keys.
         texts: ordinary text; a long one is read in windows.
         tokens: ten for every dimension of a key when ``None``.
-        max_length: tokens in a window, at most as many as the model has positions for.
+        max_length: see :func:`token_windows`.
         tokens_per_batch: padded tokens in one forward.
 
     Raises:
         SphereBenchError: there is no token in the texts, or keys are not finite.
     """
     wanted = _token_count(loaded, layers, tokens)
-    positions = getattr(loaded.model.config, "max_position_embeddings", None) or max_length
-    windows = _windows(loaded, texts, wanted, min(max_length, positions))
+    windows = token_windows(loaded, texts, wanted, max_length)
     waiting: list[list[int]] = []
     sums = _KeySums(loaded, layers)
 
@@ -165,13 +164,22 @@ def load_or_compute(
     moments, seen = second_moments(
         loaded,
         layers,
-        self_written_texts(loaded) if corpus == GENERATED else corpus_texts(corpus),
+        ordinary_texts(loaded, corpus),
         tokens,
         max_length=max_length,
         tokens_per_batch=tokens_per_batch,
     )
     _write(file, moments, {**content, "tokens_seen": seen})
     return moments
+
+
+def ordinary_texts(loaded: LoadedModel, corpus: str, key: str = KEY) -> Iterable[str]:
+    """The texts of a corpus, or for ``generated`` those that the model, still unedited, writes.
+
+    Args:
+        key: see :func:`corpus_texts`.
+    """
+    return self_written_texts(loaded) if corpus == GENERATED else corpus_texts(corpus, key)
 
 
 def default_cache_dir() -> Path:
@@ -233,19 +241,6 @@ def _upper_triangle(keys: Tensor) -> list[Tensor]:
         block.T @ keys[:, index * _ROWS_OF_SUMS :]
         for index, block in enumerate(keys.split(_ROWS_OF_SUMS, dim=1))
     ]
-
-
-def _windows(
-    loaded: LoadedModel, texts: Iterable[str], tokens: int, max_length: int
-) -> Iterator[list[int]]:
-    """The first ``tokens`` tokens of the texts, in rows of at most ``max_length``."""
-    for text in texts:
-        ids = encode(loaded.tokenizer, text).ids[:tokens]
-        tokens -= len(ids)
-        for start in range(0, len(ids), max_length):
-            yield ids[start : start + max_length]
-        if not tokens:
-            return
 
 
 def _token_count(loaded: LoadedModel, layers: Sequence[int], tokens: int | None) -> int:

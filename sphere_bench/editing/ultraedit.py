@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline, finite
+from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
+from sphere_bench.errors import check_above
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.hooks import capture, probe_outputs, select_positions
@@ -31,20 +32,23 @@ class UltraEdit:
     def __init__(self, setup: EditingSetup, learning_rate: float = 1e-6) -> None:
         self.setup = setup
         self.pipeline = UpdatePipeline(setup)
+        check_above("editor.method.learning_rate", learning_rate, 0)
         self.learning_rate = learning_rate
         self._moments = {layer: RunningMoments() for layer in setup.weights.layers}
 
     def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
         weights, device = self.setup.weights, self.setup.loaded.device
         before = dict(weights.current)
-        with self.pipeline.batch() as report:
+        with self.pipeline.batch(self) as report:
             with report.timed("keys", device):
-                features = backing_off(
+                owners, features = backing_off(
                     lambda tokens: self._features(requests, tokens), self.setup.tokens_per_batch
                 )
             for layer in weights.layers:
+                for what, rows in zip(("key", "gradient"), features[layer], strict=True):
+                    self.pipeline.check_requests(what, rows, owners, report)
                 with report.timed("update", device):
-                    update = finite(self._update(layer, *features[layer]), layer)
+                    update = self._update(layer, *features[layer])
                 report.layers[layer].update_norm = update.norm().item()
                 self.pipeline.write(layer, before[layer], update, report)
         return report
@@ -64,8 +68,11 @@ class UltraEdit:
 
     def _features(
         self, requests: Sequence[EditRequest], tokens_per_batch: int
-    ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Per layer h [m, d_in] and g [m, d_out] at the m positions that predict a target token."""
+    ) -> tuple[list[EditRequest], dict[int, tuple[Tensor, Tensor]]]:
+        """Per layer h [m, d_in] and g [m, d_out] at the m positions that predict a target token.
+
+        Before them, the request that each position belongs to.
+        """
         loaded = self.setup.loaded
         texts = [
             encode_continuation(loaded.tokenizer, request.prompt, request.target_new)
@@ -75,12 +82,14 @@ class UltraEdit:
             layer: loaded.layout.projection(layer) for layer in self.setup.weights.layers
         }
         found: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in projections}
+        owners: list[EditRequest] = []
         for group in token_batches([len(text.ids) - 1 for text in texts], tokens_per_batch):
             places = [
                 (row, column, texts[index].ids[column + 1])
                 for row, index in enumerate(group)
                 for column in texts[index].predicting
             ]
+            owners += [requests[group[row]] for row, _, _ in places]
             rows, columns, targets = torch.tensor(places, device=loaded.device).T
             tokens = pad_right([texts[index].ids[:-1] for index in group]).to(loaded.device)
             with (
@@ -97,7 +106,7 @@ class UltraEdit:
             for layer, gradient in zip(layers, gradients, strict=True):
                 hidden = as_double(inputs[layer].detach()[rows, columns])
                 found[layer].append((hidden, as_double(gradient[rows, columns])))
-        return {
+        return owners, {
             layer: (torch.cat([hidden for hidden, _ in parts]), torch.cat([g for _, g in parts]))
             for layer, parts in found.items()
         }

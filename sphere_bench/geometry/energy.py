@@ -53,9 +53,11 @@ def row_geometry(
         block_rows: rows of the Gram matrix held at a time.
 
     Returns:
-        The summary; with fewer than two rows the energy is 0 and everything else NaN. The energy is
+        The summary; with fewer than two rows the energy is 0 and everything else NaN. All of it is
         NaN when the weight is not finite.
     """
+    if not torch.isfinite(weight).all():
+        return RowGeometry(*[math.nan] * len(RowGeometry._fields))
     pair_count = weight.shape[0] * (weight.shape[0] - 1) // 2
     if pair_count < 1:
         return RowGeometry(0.0, math.nan, math.nan, math.nan, math.nan, math.nan)

@@ -44,6 +44,13 @@ class Layout:
             )
         self.head: nn.Module = head
         self._projection_name = _projection_name(model, self.decoder_layers[0], projection)
+        width = model.config.get_text_config().hidden_size
+        if self.weight(0).shape[0] != width:
+            raise SphereBenchError(
+                f"model.modules.projection={self._projection_name}: its output has "
+                f"{self.weight(0).shape[0]} numbers, not the hidden states' {width}: name the "
+                "MLP's down projection"
+            )
         names = {id(module): name for name, module in model.named_modules()}
         self._layer_names = [names[id(layer)] for layer in self.decoder_layers]
 

@@ -1,13 +1,12 @@
 """A pretrained causal decoder with its tokenizer and layout."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -44,6 +43,11 @@ class LoadedModel:
         return self.layout.weight(0).device
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens a text may have, ``None`` where the model sets no bound."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.layout.weight(0).dtype
 
@@ -72,7 +76,8 @@ def load_model(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        SphereBenchError: the device, the path or the architecture is not usable.
+        SphereBenchError: the device, the path or the architecture is not usable, or weights are
+            missing or not finite.
     """
     target = resolve_device(device)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -94,20 +99,41 @@ def load_model(
         # First, so that an unknown architecture is told as such, and before anything slow.
         AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
-        model = (
-            AutoModelForCausalLM.from_pretrained(name, dtype=weights_type, **source)
-            if shape is None
-            else random_model(shape, weights_type, target)
-        )
+        if shape is None:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, dtype=weights_type, output_loading_info=True, **source
+            )
+            model: PreTrainedModel = loaded[0]
+            _check_weights(path, model, loaded[1]["missing_keys"])
+        else:
+            model = random_model(shape, weights_type, target)
+        torch.nn.Module.to(model, target)
+        return wrap_model(model, tokenizer, layers_module=layers_module, projection=projection)
+    except SphereBenchError:
+        raise
     except UnpicklingError as error:
         raise SphereBenchError(
             f"model.path={path}: its pickled weights hold more than tensors, and what they hold "
             "would be executed: take the model from a source that gives safetensors"
         ) from error
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+    # A damaged file meets a parser with exceptions of its own; what the user can do is the same.
+    except Exception as error:
         raise SphereBenchError(f"model.path={path}: cannot load it: {_reason(error)}") from error
-    torch.nn.Module.to(model, target)
-    return wrap_model(model, tokenizer, layers_module=layers_module, projection=projection)
+
+
+def _check_weights(path: str, model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Raise unless every weight came from the files (others would be random) and is finite."""
+    if missing:
+        raise SphereBenchError(
+            f"model.path={path} lacks {len(missing)} of the model's weights, such as "
+            f"{min(missing)}: get a whole copy of it"
+        )
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise SphereBenchError(
+                f"model.path={path}: the weight {name} is not finite: get another copy of "
+                "the model, or use model.dtype=float32 or bfloat16"
+            )
 
 
 def random_model(

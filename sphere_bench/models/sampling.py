@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.loading import LoadedModel
 
 # Of the self-written corpus.
@@ -25,7 +26,15 @@ def sample_continuations(
 
     Returns:
         b texts, the rows' own tokens included, special tokens left out.
+
+    Raises:
+        SphereBenchError: the model has not so many positions.
     """
+    if loaded.positions is not None and starts.shape[1] + tokens > loaded.positions:
+        raise SphereBenchError(
+            f"cannot sample {tokens} tokens from a model with {loaded.positions} positions: lower "
+            "values.context_tokens"
+        )
     starts = starts.to(loaded.device)
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -50,10 +59,11 @@ def self_written_texts(loaded: LoadedModel) -> Iterator[str]:
     It needs no data and no network, and lies where the model's own distribution does; the random
     first token keeps the texts from being alike.
     """
+    tokens = min(_TOKENS_A_TEXT, (loaded.positions or _TOKENS_A_TEXT + 1) - 1)
     batch = 0
     while True:
         draw = torch.Generator().manual_seed(batch)
         vocabulary = loaded.model.config.get_text_config().vocab_size
         starts = torch.randint(vocabulary, (_TEXTS_AT_A_TIME, 1), generator=draw)
-        yield from sample_continuations(loaded, starts, _TOKENS_A_TEXT, seed=batch, top_k=0)
+        yield from sample_continuations(loaded, starts, tokens, seed=batch, top_k=0)
         batch += 1

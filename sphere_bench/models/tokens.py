@@ -4,11 +4,13 @@ Nothing here asks for a tokenizer's name: special tokens are whatever the tokeni
 front, and spaces are where its own offsets say.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.models.loading import LoadedModel
 
 
 class Encoding(NamedTuple):
@@ -61,3 +63,20 @@ def last_token_of(offsets: list[tuple[int, int]], start: int, end: int) -> int:
     if not inside:
         raise SphereBenchError(f"no token covers the characters {start} to {end} of a prompt")
     return inside[-1]
+
+
+def token_windows(
+    loaded: LoadedModel, texts: Iterable[str], tokens: int, max_length: int
+) -> Iterator[list[int]]:
+    """The first ``tokens`` tokens of the texts, each text in rows of its own.
+
+    A row has at most ``max_length`` tokens, and at most as many as the model has positions for.
+    """
+    length = min(max_length, loaded.positions or max_length)
+    for text in texts:
+        ids = encode(loaded.tokenizer, text).ids[:tokens]
+        tokens -= len(ids)
+        for start in range(0, len(ids), length):
+            yield ids[start : start + length]
+        if not tokens:
+            return

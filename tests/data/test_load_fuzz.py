@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sphere_bench.data.counterfact import COUNTERFACT, REWRITE_FIELDS, TARGET_FIELDS
@@ -13,6 +13,7 @@ from sphere_bench.data.easyedit import EASYEDIT
 from sphere_bench.data.load import AUTO, load_dataset
 from sphere_bench.data.zsre import zsre_format
 from sphere_bench.errors import SphereBenchError
+from tests.fuzzing import fuzz
 
 FORMATS = (COUNTERFACT, EASYEDIT, zsre_format())
 NAMES = sorted({*REWRITE_FIELDS, *TARGET_FIELDS, *(name for f in FORMATS for name in f.known)})
@@ -63,7 +64,7 @@ def load(content: bytes, suffix: str, **choices: Any) -> None:
         assert all(prompt.prompt.strip() for prompt in record.case.prompts)
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz(300)
 @given(
     records=st.lists(RECORDS, max_size=4) | VALUES,
     format=st.sampled_from([AUTO, *(known.name for known in FORMATS)]),
@@ -74,7 +75,7 @@ def test_any_json(records: Any, **choices: Any) -> None:
     load(json.dumps(records).encode(), ".json", **choices)
 
 
-@settings(max_examples=100, deadline=None)
+@fuzz(100)
 @given(content=st.binary(), suffix=st.sampled_from([".json", ".jsonl"]))
 def test_any_bytes(content: bytes, suffix: str) -> None:
     load(content, suffix)

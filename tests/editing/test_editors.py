@@ -62,7 +62,7 @@ def test_running_moments_are_those_of_all_rows_together() -> None:
 def test_ultraedit_solves_its_regularised_system_and_goes_downhill() -> None:
     given = setup()
     editor = UltraEdit(given, learning_rate=1e-4)
-    features = editor._features(given.stream[:6], 2048)
+    _, features = editor._features(given.stream[:6], 2048)
     hidden, gradients = features[1]
     moments = RunningMoments()
     both = torch.cat([hidden, gradients], dim=1)

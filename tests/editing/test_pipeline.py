@@ -36,7 +36,7 @@ def test_the_model_holds_what_was_written(architecture: str) -> None:
     pipeline = UpdatePipeline(given)
     before = given.weights.current[1]
     update = draw(before, seed=0)
-    with pipeline.batch() as report:
+    with pipeline.batch(pipeline) as report:
         pipeline.write(1, before, update, report)
     torch.testing.assert_close(given.loaded.layout.weight(1), (before + update).float())
     assert report.layers[1].applied_norm == pytest.approx(update.norm().item(), rel=1e-5)
@@ -53,7 +53,7 @@ def test_transforms_come_in_order_and_sphere_last() -> None:
 
     pipeline = UpdatePipeline(given, [to_ones])
     before = given.weights.current[2]
-    with pipeline.batch() as report:
+    with pipeline.batch(pipeline) as report:
         pipeline.write(2, before, draw(before, seed=1), report)
     weight = EditedWeight(2, given.weights.pretrained[2], before)
     expected = sphere(torch.ones_like(before, dtype=torch.float64), weight)
@@ -68,8 +68,10 @@ def test_an_error_within_a_batch_leaves_the_weights_of_before() -> None:
     broken = draw(before[2], seed=0)
     broken[3, 4] = float("nan")
     with (
-        pytest.raises(SphereBenchError, match=r"layer 2 is not finite and was not written"),
-        pipeline.batch() as report,
+        pytest.raises(
+            SphereBenchError, match=r"layer 2 is not finite, and the batch was not written"
+        ),
+        pipeline.batch(pipeline) as report,
     ):
         pipeline.write(1, before[1], draw(before[1], seed=1), report)
         pipeline.write(2, before[2], broken, report)
@@ -86,7 +88,7 @@ def test_a_conditioner_decides_what_is_deployed(continue_from: str) -> None:
     large = draw(pretrained, seed=2, scale=100 * pretrained.abs().max().item())
     started_from = []
     for _ in range(2):
-        with pipeline.batch() as report:
+        with pipeline.batch(pipeline) as report:
             before = given.weights.current[1]
             started_from.append(before)
             pipeline.write(1, before, large, report)
@@ -98,7 +100,7 @@ def test_a_conditioner_decides_what_is_deployed(continue_from: str) -> None:
         torch.testing.assert_close(started_from[1], (pretrained + large).float())
         resumed = UpdatePipeline(given, conditioner=Prune())
         resumed.load_state_dict(pipeline.state_dict())
-        with resumed.batch():
+        with resumed.batch(resumed):
             assert torch.equal(given.weights.current[1], pipeline.state_dict()["1"])
     else:
         assert torch.linalg.matrix_norm((started_from[1] - pretrained).double(), 2) < deployed * 1.5

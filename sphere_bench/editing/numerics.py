@@ -1,0 +1,78 @@
+"""Numbers that must not reach a model: what is not finite, and updates that bury their weight."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sphere_bench.data.records import EditRequest
+from sphere_bench.errors import SphereBenchError
+from sphere_bench.geometry.energy import as_double
+
+_NAMED = 5
+_MEND = (
+    "lower model.values.learning_rate or raise model.second_moment_weight, or set "
+    "numerics.on_nonfinite to skip (leave the batch out) or record (write it all the same)"
+)
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What becomes of a batch whose numbers are not sound.
+
+    Attributes:
+        on_nonfinite: ``stop`` ends the run, ``skip`` leaves the batch out, ``record`` goes on with
+            the numbers as they are.
+        largest_update: bound on ||dW|| / ||W|| of one write, ``None`` for none.
+    """
+
+    on_nonfinite: Literal["stop", "skip", "record"] = "stop"
+    largest_update: float | None = None
+
+
+class NonfiniteError(SphereBenchError):
+    """A batch whose numbers are not sound; nothing of it is in the model."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}, and the batch was not written: {_MEND}")
+
+
+def requests_problem(what: str, rows: Tensor, requests: Sequence[EditRequest]) -> str | None:
+    """Which requests' ``rows`` [n, ...] are not finite, in words; ``None`` if all are.
+
+    Args:
+        what: name of what the rows are.
+        requests: those that the rows belong to, n; one that comes several times is named once.
+    """
+    finite = torch.isfinite(rows).flatten(1).all(dim=1).tolist()
+    pairs = zip(requests, finite, strict=True)
+    cases = list(dict.fromkeys(request.case_id for request, sound in pairs if not sound))
+    if not cases:
+        return None
+    more = f" and {len(cases) - _NAMED} more" if len(cases) > _NAMED else ""
+    return f"the {what} of case {', '.join(cases[:_NAMED])}{more} is not finite"
+
+
+def update_problem(
+    layer: int, before: Tensor, after: Tensor, numerics: Numerics, dtype: torch.dtype
+) -> str | None:
+    """Why ``after`` must not replace ``before``, both [d_out, d_in]; ``None`` if it may.
+
+    Args:
+        layer: the weight's layer.
+        dtype: the model's; what it cannot hold is not finite either.
+    """
+    if not torch.isfinite(after.to(dtype)).all():
+        return f"the update of layer {layer} is not finite"
+    if numerics.largest_update is None:
+        return None
+    own = as_double(before).norm().item()
+    update = (as_double(after) - as_double(before)).norm().item()
+    if update <= numerics.largest_update * own:
+        return None
+    return (
+        f"the update of layer {layer} has the norm {update:.3g}, over "
+        f"numerics.largest_update={numerics.largest_update:g} times the weight's {own:.3g}"
+    )
