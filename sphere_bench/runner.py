@@ -192,8 +192,7 @@ class SequentialRun:
         evaluated = perf_counter()
         layers = self._layer_rows(step, edits, report)
         checkpoint_due = collapsed or self._checkpoint_due(step)
-        # Step 0 has no checkpoint, but is what later portraits are compared with.
-        geometry = self._geometry_rows(step, edits) if checkpoint_due or not step else []
+        geometry = self._geometry_rows(step, edits) if due else []
         report = report or BatchReport()
         seconds = {
             **report.seconds,

@@ -1,6 +1,8 @@
 """What holds for all tests: one thread a worker, no network, no caches of the user's."""
 
+import logging
 import os
+from collections.abc import Iterator
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -32,3 +34,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in for_gpu:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A run in this process leaves a log file open, in a folder that is gone by the next test."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)

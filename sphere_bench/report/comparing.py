@@ -20,7 +20,7 @@ SCOPES = {
 WITHOUT_SPHERE, WITH_SPHERE = "without SPHERE", "with SPHERE"
 
 # Where a run happened and how it was kept decide nothing about its numbers.
-_ELSEWHERE = ("run.", "device", "statistics.cache", "checkpoint.", "trackers")
+_ELSEWHERE = ("run.", "device", "statistics.cache", "checkpoint.", "collapse.", "trackers")
 # A group's keys follow from these choices, unless they differ where the choices are equal.
 _CHOICES = {
     "model": ("model.name",),

@@ -160,7 +160,7 @@ def cosines(setting: Setting) -> Drawing | None:
     return Drawing(
         "cosines",
         "Cosine similarity between neurons, all pairs, before the first edit and at the last "
-        "checkpoint. SPHERE is meant to keep these distributions where they were.",
+        "evaluated step. SPHERE is meant to keep these distributions where they were.",
         f"Distributions of the cosine similarity between neurons in layers "
         f"{', '.join(map(str, layers))}, unedited and after the edits, for each editor with and "
         "without SPHERE; means and percentiles stand in table weights.",
@@ -201,7 +201,7 @@ def principal_plane(setting: Setting) -> Drawing | None:
     return Drawing(
         "plane",
         f"Neurons of layer {layer} in the plane of the unedited weight’s two strongest principal "
-        "directions: at most 256 of them, at the last checkpoint, in the first run of each. SPHERE "
+        "directions: at most 256 of them, at the last evaluated step, in the first run of each. SPHERE "
         "takes the share α out of an update’s part in such directions.",
         f"Scatter plots of the neurons of layer {layer} in the unedited weight's principal plane, "
         "before and after the edits, for each editor with and without SPHERE.",

@@ -107,6 +107,7 @@ def _step_row(
         scope=scope,
         records=10,
         peak_memory_bytes=2**30,
+        **{event: False for event in ("nonfinite", "skipped", "collapsed")},
         he=0.5 * he,
         he_ratio=he,
         **{metric: shown for metric in METRICS},
