@@ -1,6 +1,7 @@
 """Whatever a key is set to, there is a run or one line that says what is wrong."""
 
 import json
+import logging
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -59,10 +60,14 @@ VALUES = (
 
 def told(*arguments: str) -> str:
     """What is printed about arguments that are wrong; nothing is left behind."""
+    log = logging.getLogger()
+    handlers = log.handlers.copy()
     with tempfile.TemporaryDirectory() as root:
         errors = StringIO()
         with redirect_stderr(errors), redirect_stdout(StringIO()):
             code = main(["run", f"run.root={root}", *arguments])
+        # Hydra's would go on writing into the folder.
+        log.handlers[:] = handlers
         message = errors.getvalue()
         assert code in (0, 2), message
         if code:
