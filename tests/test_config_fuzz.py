@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import sphere_bench.run
 from sphere_bench.cli import main
-from sphere_bench.composition import check_folder, groups, known_keys
+from sphere_bench.composition import groups, known_keys
+from sphere_bench.ownership import check_location
 from sphere_bench.schema import Config
 from sphere_bench.signatures import check_arguments
 from tests.fuzzing import fuzz
@@ -79,8 +80,8 @@ def told(*arguments: str) -> str:
 def up_to_the_model(config: Config) -> None:
     """What a run does before it loads the model."""
     check_arguments(config.editor.method, "editor.method")
+    check_location(config.run.root, config.run.folder)
     sphere_bench.run.build_dataset(config)
-    check_folder(config)
 
 
 @fuzz(40)
