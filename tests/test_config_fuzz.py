@@ -1,6 +1,7 @@
 """Whatever a key is set to, there is a run or one line that says what is wrong."""
 
 import json
+import logging
 import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -12,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sphere_bench.run
-from sphere_bench import ownership
 from sphere_bench.cli import main
 from sphere_bench.composition import groups, known_keys
+from sphere_bench.ownership import check_location
 from sphere_bench.schema import Config
 from sphere_bench.signatures import check_arguments
 from tests.fuzzing import fuzz
@@ -60,10 +61,14 @@ VALUES = (
 
 def told(*arguments: str) -> str:
     """What is printed about arguments that are wrong; nothing is left behind."""
+    log = logging.getLogger()
+    handlers = log.handlers.copy()
     with tempfile.TemporaryDirectory() as root:
         errors = StringIO()
         with redirect_stderr(errors), redirect_stdout(StringIO()):
             code = main(["run", f"run.root={root}", *arguments])
+        # Hydra's would go on writing into the folder.
+        log.handlers[:] = handlers
         message = errors.getvalue()
         assert code in (0, 2), message
         if code:
@@ -75,8 +80,8 @@ def told(*arguments: str) -> str:
 def up_to_the_model(config: Config) -> None:
     """What a run does before it loads the model."""
     check_arguments(config.editor.method, "editor.method")
+    check_location(config.run.root, config.run.folder)
     sphere_bench.run.build_dataset(config)
-    ownership.check_location(config.run.root, config.run.folder)
 
 
 @fuzz(40)

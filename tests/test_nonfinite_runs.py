@@ -12,7 +12,8 @@ from torch import Tensor
 from sphere_bench.cli import main
 from sphere_bench.collapse import Collapse
 from sphere_bench.editing.solvers import LeastSquares
-from tests.test_run import QUICK, assert_same_tables, table
+from tests.run_tables import assert_same_tables, table
+from tests.test_run import QUICK
 
 FOUR_STEPS = (*QUICK, "edits.total=8", "edits.batch_size=2", "checkpoint.every=1", "run.name=run")
 # Fine-tuning at a learning rate that destroys the model within a batch.
