@@ -201,8 +201,8 @@ def principal_plane(setting: Setting) -> Drawing | None:
     return Drawing(
         "plane",
         f"Neurons of layer {layer} in the plane of the unedited weight’s two strongest principal "
-        "directions: at most 256 of them, at the last evaluated step, in the first run of each. SPHERE "
-        "takes the share α out of an update’s part in such directions.",
+        "directions: at most 256 of them, at the last evaluated step, in the first run of each. "
+        "SPHERE takes the share α out of an update’s part in such directions.",
         f"Scatter plots of the neurons of layer {layer} in the unedited weight's principal plane, "
         "before and after the edits, for each editor with and without SPHERE.",
         figure,
