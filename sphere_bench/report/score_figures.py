@@ -86,6 +86,9 @@ def gains(setting: Setting, table: Table) -> Drawing:
             axes.grid(axis="y", visible=False)
         row[0].set_yticks(np.arange(len(rows)), names)
         row[0].invert_yaxis()
+        # Not to magnify rounding where nothing is gained.
+        low, high = row[0].get_xlim()
+        row[0].set_xlim(min(low, -1), max(high, 1))
     return Drawing(
         table.name,
         f"Gain of SPHERE in {kind}, in points; whiskers are the standard deviation over seeds.",
