@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class Checkpoints:
                 "step": checkpoint.step,
                 "run_hash": checkpoint.run_hash,
                 "version": __version__,
+                "kept": checkpoint.step in self.milestones,
                 "sha256": {name: _checksum(folder / name) for name in (WEIGHTS, EDITOR)},
             }
             write_json(folder / STATE, {**state, "sha256_of_state": _digest(state)})
@@ -100,8 +102,16 @@ class Checkpoints:
     def _prune(self) -> None:
         latest = self.steps()[-self.keep :]
         for step in self.steps():
-            if step not in latest and step not in self.milestones:
+            if step not in latest and not self._is_kept(step):
                 remove_folder(self._path(step))
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether it was asked to stay for good, now or when it was saved."""
+        if step in self.milestones:
+            return True
+        with suppress(OSError, ValueError):
+            return bool(json.loads((self._path(step) / STATE).read_text("utf-8")).get("kept"))
+        return False
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, rising."""

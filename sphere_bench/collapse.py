@@ -34,6 +34,9 @@ class Collapse:
             return False
         steps = read_table(folder, "steps")
         steps = steps[(steps["scope"] == "batch") & (steps["records"] > 0)].set_index("step")
-        return step in steps.index and self.reached(
+        # A batch that was left out leaves the model as it was.
+        if step not in steps.index or steps.at[step, "skipped"]:
+            return False
+        return self.reached(
             steps.at[step, "efficacy"], steps.at[step, "perplexity"], steps.at[0, "perplexity"]
         )

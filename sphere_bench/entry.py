@@ -120,6 +120,8 @@ def _settings_of_hydra() -> list[str]:
 
 def _remove_if_never_begun(folder: Path) -> None:
     """Leave no trace of a run that wrote nothing but its log."""
+    if folder.is_symlink():  # what it leads to is not ours
+        return
     with suppress(OSError):
         if {file.name for file in folder.iterdir()} <= {"run.log"}:
             (folder / "run.log").unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -12,6 +13,7 @@ from sphere_bench.composition import CONFIG_FILE, flatten, identity
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.provenance import FILE as PROVENANCE_FILE
 from sphere_bench.provenance import config_hash, is_run, read
+from sphere_bench.tracking import TRACKERS
 
 LOCK = "run.lock"
 # What computes the numbers. The others carry them: a new pandas does not part a run in two.
@@ -114,6 +116,8 @@ def discard(folder: Path) -> None:
 
     Checkpoints(folder / "checkpoints").rewind(-1)
     Recorder(folder).rewind(-1)
+    for tracker in TRACKERS:
+        rmtree(folder / tracker, ignore_errors=True)
     for name in (PROVENANCE_FILE, CONFIG_FILE):
         (folder / name).unlink(missing_ok=True)
 

@@ -51,28 +51,25 @@ def build_and_run(config: Config) -> None:
 
     if not _has_ended(config) or ownership.differences(folder, facts):
         with ownership.locked(folder):
-            _settle(config, {**facts, **provenance.versions()})
+            _other_run(config, {**facts, **provenance.versions()})
             _edit(config, dataset)
     print(summarize_run(folder, dataset.headline))
 
 
-def _settle(config: Config, facts: Mapping[str, Any]) -> None:
-    """Leave in the run's folder nothing but a run with the same ``facts``.
+def _other_run(config: Config, facts: Mapping[str, Any]) -> str:
+    """What tells the run that the folder holds from one with these ``facts``; empty if nothing.
 
     Raises:
-        SphereBenchError: it holds another one, and that is not to be discarded.
+        SphereBenchError: something does, and that run is not to be discarded.
     """
     folder = config.run.folder
     found = "; ".join(ownership.differences(folder, facts))
-    if not found:
-        return
-    if config.run.on_mismatch == "error":
+    if found and config.run.on_mismatch == "error":
         raise SphereBenchError(
             f"{folder} holds another run ({found}): choose another run.name, or discard that run "
             "with run.on_mismatch=restart"
         )
-    logger.warning("%s holds another run (%s): starting anew", folder, found)
-    ownership.discard(folder)
+    return found
 
 
 def _has_ended(config: Config) -> bool:
@@ -88,7 +85,7 @@ def _has_ended(config: Config) -> bool:
 
 
 def _edit(config: Config, dataset: EditDataset) -> None:
-    """Make the run or what is left of it; its folder stays empty until everything is loaded."""
+    """Make the run or what is left of it; its folder stays as it is until everything is loaded."""
     from hydra.utils import instantiate
 
     from sphere_bench.checkpoints import Checkpoints
@@ -107,8 +104,8 @@ def _edit(config: Config, dataset: EditDataset) -> None:
         model_fingerprint=model_fingerprint(loaded),
         dataset_fingerprint=dataset.fingerprint,
     )
-    _settle(config, {"model_fingerprint": facts["model_fingerprint"]})
-    resumed = ownership.is_begun(folder)
+    other = _other_run(config, facts)
+    resumed = ownership.is_begun(folder) and not other
     contexts = provenance.read(folder)["contexts"] if resumed else None
     setup = build_setup(config, loaded, dataset, contexts)
     check_prompts_fit(loaded, dataset.records, setup.contexts)
@@ -118,6 +115,9 @@ def _edit(config: Config, dataset: EditDataset) -> None:
         raise SphereBenchError(f"editor.method does not fit its class: {error}") from error
     perplexity = build_perplexity(config, loaded)
     evaluator = Evaluator(loaded, dataset, seed=config.seed, **asdict(config.evaluation))
+    if other:
+        logger.warning("%s holds another run (%s): starting anew", folder, other)
+        ownership.discard(folder)
     facts["config_hash"] = provenance.config_hash(identity(asdict(config)))
     facts["contexts"] = list(setup.contexts)
     if resumed:

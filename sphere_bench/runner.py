@@ -106,7 +106,12 @@ class SequentialRun:
         """
         stop = StopRequest()
         with handled_by(stop):
-            self._run(stop)
+            try:
+                self._run(stop)
+            except SphereBenchError as error:
+                if stop.number is None:
+                    raise
+                logger.error("%s", error)
         if stop.number is not None:
             raise Stopped(stop.number)
 
@@ -130,6 +135,9 @@ class SequentialRun:
                     progress.update(self._edits(step) - progress.n)
                 if step == self.last_step or collapsed:
                     state: State = "done" if step == self.last_step else "collapsed"
+                    # Under other thresholds an earlier process went further.
+                    self._recorded = step
+                    self.recorder.rewind(step)
                     self.recorder.write_progress(self._progress(step, state))
                     return
                 if step and not self._checkpoint_due(step):
@@ -186,8 +194,13 @@ class SequentialRun:
         perplexity = math.nan
         if due:
             perplexity = self._perplexity() if step else self._unedited_perplexity
-        collapsed = bool(step and due) and self.settings.collapse.reached(
-            evaluation.steps_rows[0]["efficacy"], perplexity, self._unedited_perplexity
+        edited = report is not None and not report.skipped
+        collapsed = (
+            edited
+            and due
+            and self.settings.collapse.reached(
+                evaluation.steps_rows[0]["efficacy"], perplexity, self._unedited_perplexity
+            )
         )
         evaluated = perf_counter()
         layers = self._layer_rows(step, edits, report)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas
 
-from sphere_bench.recording import read_progress, read_table
+from sphere_bench.recording import Progress, read_progress, read_table
 
 METRICS = ("efficacy", "generalization", "specificity", "score")
 
@@ -28,18 +28,22 @@ def summarize_run(folder: Path, headline: str) -> str:
         na_rep="-",
     )
     lines = [f"{headline} in percent; step 0 is the unedited model", table]
-    return "\n".join([*lines, *_incidents(folder, every), f"tables: {folder}"])
+    return "\n".join([*lines, *incidents(read_progress(folder), every), f"tables: {folder}"])
 
 
-def _incidents(folder: Path, steps: pandas.DataFrame) -> list[str]:
-    """What a reader of the table must know: batches that were left out, a run that ended early."""
+def incidents(progress: Progress | None, steps: pandas.DataFrame) -> list[str]:
+    """What a reader of the tables must know: batches that were left out, a run that ended early.
+
+    Args:
+        progress: of the run.
+        steps: its steps table.
+    """
     lines = []
     written = steps["nonfinite"] & ~steps["skipped"]
     for what, chosen in (("skipped", steps["skipped"]), ("not finite but written", written)):
         if chosen.any():
             numbers = map(str, sorted(set(steps.loc[chosen, "step"])))
             lines.append(f"batches {what} (numerics.on_nonfinite): steps {', '.join(numbers)}")
-    progress = read_progress(folder)
     if progress is not None and progress.state == "collapsed":
         lines.append(
             f"collapsed after step {progress.step}, {progress.edits} of {progress.total} edits: "

@@ -24,7 +24,7 @@ Track = Callable[[int, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
 
 _KEYS = ("step", "edits", "scope", "records", "layer")
 # Columns of `steps` that are the step's own, whatever the scope.
-_OF_STEP = ("he", "seconds_", "peak_")
+_OF_STEP = ("he", "seconds_", "peak_", "perplexity", "nonfinite", "skipped", "collapsed")
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,41 @@ def test_a_run_killed_before_it_could_say_that_it_has_collapsed_says_so_when_res
     monkeypatch.setattr("sphere_bench.editing.finetune.FineTuning.edit", never)
     assert run(tmp_path, *command) == 0
     assert state(tmp_path) == ("collapsed", 1)
+
+
+def test_a_batch_that_was_left_out_is_no_collapse(tmp_path: Path) -> None:
+    left_out = ("numerics.on_nonfinite=skip", "numerics.largest_update=1e-9")
+    assert run(tmp_path, *FOUR_STEPS, *left_out, "collapse.efficacy=100") == 0
+    assert state(tmp_path) == ("done", 4)
+    steps = table(tmp_path / "run", "steps")
+    assert steps.loc[steps["step"] > 0, "skipped"].all() and not steps["collapsed"].any()
+
+
+def test_new_thresholds_end_a_run_where_they_are_passed_first(tmp_path: Path) -> None:
+    """Also where an earlier process recorded more."""
+    assert run(tmp_path, *DESTRUCTIVE, "checkpoint.keep=9") == 0
+    folder = tmp_path / "run"
+    file = folder / "progress.json"
+    file.write_text(file.read_text().replace('"done"', '"running"'))
+    for step in (2, 3, 4):
+        shutil.rmtree(folder / "checkpoints" / f"step-{step}")
+    assert run(tmp_path, *DESTRUCTIVE, "collapse.perplexity=50") == 0
+    assert state(tmp_path) == ("collapsed", 1)
+    assert table(folder, "steps")["step"].max() == 1
+
+
+def test_a_signal_is_not_forgotten_when_its_step_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def solving(*arguments: Any) -> Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return Tensor([[math.nan]])
+
+    monkeypatch.setattr(LeastSquares, "solve", solving)
+    seeds = ("seed=0,1", "run.name=null", f"run.root={tmp_path}")
+    assert main(["run", "-m", *FOUR_STEPS, *seeds]) == 130
+    assert "the update of layer 0 is not finite" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("memit-*"))) == 1
 
 
 def test_a_threshold_of_perplexity_needs_the_probe(

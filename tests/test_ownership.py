@@ -16,7 +16,7 @@ from sphere_bench.editing import contexts
 from sphere_bench.editing.editor import LocateThenEdit
 from sphere_bench.editing.pipeline import BatchReport
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.ownership import check_location, differences
+from sphere_bench.ownership import LOCK, check_location, differences
 from tests.run_tables import assert_same_tables
 
 SETTINGS = (
@@ -115,6 +115,18 @@ def test_a_restart_discards_the_other_run_and_nothing_else(
     assert (halfway / "run" / "provenance.json").read_bytes() == before
 
 
+def test_a_restart_that_cannot_begin_leaves_the_other_run(halfway: Path, tmp_path: Path) -> None:
+    def files() -> dict[Path, bytes]:
+        folder = halfway / "run"
+        found = [path for path in folder.rglob("*") if path.is_file()]
+        return {path: path.read_bytes() for path in found if path.name not in ("run.log", LOCK)}
+
+    before = files()
+    nowhere = f"model.path={tmp_path / 'nowhere'}"
+    assert run(halfway, nowhere, "run.on_mismatch=restart") == 2
+    assert files() == before
+
+
 def test_a_run_whose_origin_is_lost_is_not_gone_on_with(
     halfway: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,10 +195,11 @@ def test_a_run_folder_may_not_be_a_link_out_of_the_results(
     outside, results = tmp_path / "outside", tmp_path / "results"
     for folder in (outside, results, results / "other"):
         folder.mkdir()
+    (outside / "run.log").write_text("of somebody else")
     (results / "run").symlink_to(outside)
     assert run(results) == 2
     assert f"{results / 'run'} is a link out of {results}, to {outside}" in capsys.readouterr().err
-    assert not list(outside.iterdir())
+    assert [file.name for file in outside.iterdir()] == ["run.log"]
     for link, target in (("up", ".."), ("self", "."), ("root", "/")):
         (results / link).symlink_to(target)
         with pytest.raises(SphereBenchError, match="is a link out of"):

@@ -306,6 +306,13 @@ def test_the_latest_checkpoints_and_the_milestones_stay(tmp_path):
     assert checkpoints.load(10).step == 10
 
 
+def test_a_milestone_stays_for_those_who_do_not_name_it(tmp_path):
+    Checkpoints(tmp_path, keep=1, milestones=[2]).save(checkpoint(2))
+    for step in (3, 4):
+        Checkpoints(tmp_path, keep=1).save(checkpoint(step))
+    assert Checkpoints(tmp_path).steps() == [2, 4]
+
+
 def test_without_a_checkpoint_there_is_no_latest(tmp_path):
     assert Checkpoints(tmp_path / "none").latest() is None
 

@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sphere_bench import tracking
 from sphere_bench.cli import main
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.recording import SCHEMAS
+from sphere_bench.summary import METRICS
 from sphere_bench.tracking import check_trackers, measurements, open_trackers
 
 QUICK = (
@@ -56,6 +58,13 @@ def test_numbers_are_named_by_scope_by_layer_or_by_themselves():
         "he_ratio": 1.5,
         "layer_4/drift": 0.1,
     }
+
+
+def test_what_is_a_steps_own_is_sent_once():
+    row = {name: 1.0 for name in SCHEMAS["steps"].names}
+    sent = measurements([{**row, "scope": scope} for scope in ("batch", "seen")], [])
+    scoped = {name.removeprefix("seen/") for name in sent if name.startswith("seen/")}
+    assert {name.split("_")[0] for name in scoped} == {*METRICS}
 
 
 def test_without_trackers_there_is_nothing_to_call(tmp_path):

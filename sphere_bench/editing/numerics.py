@@ -13,8 +13,9 @@ from sphere_bench.geometry.energy import as_double
 
 _NAMED = 5
 _MEND = (
-    "lower model.values.learning_rate or raise model.second_moment_weight, or set "
-    "numerics.on_nonfinite to skip (leave the batch out) or record (write it all the same)"
+    "make another run with a lower model.values.learning_rate, a higher "
+    "model.second_moment_weight, or numerics.on_nonfinite=skip (leaves such a batch out) or "
+    "record (writes it all the same)"
 )
 
 
@@ -33,9 +34,14 @@ class Numerics:
 
 
 class NonfiniteError(SphereBenchError):
-    """A batch whose numbers are not sound; nothing of it is in the model."""
+    """A batch whose numbers are not sound; nothing of it is in the model.
+
+    Attributes:
+        problem: what is wrong, without what to do about it.
+    """
 
     def __init__(self, problem: str) -> None:
+        self.problem = problem
         super().__init__(f"{problem}, and the batch was not written: {_MEND}")
 
 

@@ -175,13 +175,13 @@ class UpdatePipeline:
             if self.setup.sphere:
                 done.rank = self.setup.sphere.ranks.get(layer)
 
-    def _skip(self, error: Exception, report: BatchReport) -> None:
+    def _skip(self, error: NonfiniteError | torch.linalg.LinAlgError, report: BatchReport) -> None:
         """Note that the batch is left out, unless the run is to stop."""
         if isinstance(error, torch.linalg.LinAlgError):
             error = NonfiniteError(f"the update cannot be computed ({error})")
         if self.setup.numerics.on_nonfinite == "stop":
             raise error
-        logger.warning("skipping a batch: %s", error)
+        logger.warning("a batch is left out: %s", error.problem)
         report.nonfinite = report.skipped = True
 
     def check_requests(

@@ -127,7 +127,7 @@ def differences_table(runs: Sequence[Run]) -> Table | None:
 
 
 def _what_was_run(runs: Sequence[Run], settings: Sequence[Setting]) -> Section:
-    unfinished = [run for run in runs if run.state != "done"]
+    unfinished = [run for run in runs if not run.ended]
     items: list[Item] = []
     if unfinished:
         items.append(
@@ -136,6 +136,7 @@ def _what_was_run(runs: Sequence[Run], settings: Sequence[Setting]) -> Section:
                 "the steps recorded so far."
             )
         )
+    items += [Note(f"{run.name}: {incident}.") for run in runs for incident in run.incidents]
     if (table := differences_table(runs)) is not None:
         items.append(table)
     items.append(runs_table(settings))

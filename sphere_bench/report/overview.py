@@ -20,8 +20,9 @@ def overview(places: Iterable[str]) -> str:
         + "\n\n".join(to_text(table) for table in _tables(setting))
         for setting in settings_of(runs)
     ]
-    unfinished = [f"{run.name} is unfinished, {run.state}" for run in runs if run.state != "done"]
-    return "\n\n".join([*parts, *unfinished])
+    unfinished = [f"{run.name} is unfinished, {run.state}" for run in runs if not run.ended]
+    beside = [f"{run.name}: {incident}" for run in runs for incident in run.incidents]
+    return "\n\n".join([*parts, *unfinished, *beside])
 
 
 def _tables(setting: Setting) -> list[Table]:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.recording import SCHEMAS, Progress, Table, read_progress, read_table
+from sphere_bench.summary import incidents
 
 CONFIG, PROGRESS, PROVENANCE = "config.yaml", "progress.json", "provenance.json"
 
@@ -40,11 +41,21 @@ class Run:
 
     @property
     def state(self) -> str:
-        """``done``, or how much of an unfinished run there is."""
+        """``done``, or how much of the run there is."""
         progress = self.progress
         if progress.state == "done":
             return "done"
         return f"{progress.state}: {progress.edits} of {progress.total} edits"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more comes: it is done, or thresholds ended it."""
+        return self.progress.state in ("done", "collapsed")
+
+    @cached_property
+    def incidents(self) -> list[str]:
+        """What is to be known beside the numbers."""
+        return incidents(self.progress, self.steps)
 
     @cached_property
     def steps(self) -> pandas.DataFrame:

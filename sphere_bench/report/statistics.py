@@ -117,7 +117,7 @@ def lagged(series: Series, lag: int) -> Series:
     return Series(energy[len(energy) - kept :], quality[:kept])
 
 
-class Collapse(NamedTuple):
+class CollapsePoint(NamedTuple):
     """See :func:`collapse_point`; ``step`` is None for a run that has not collapsed."""
 
     step: int | None
@@ -125,7 +125,7 @@ class Collapse(NamedTuple):
     last: float
 
 
-def collapse_point(efficacy: Mapping[int, float]) -> Collapse:
+def collapse_point(efficacy: Mapping[int, float]) -> CollapsePoint:
     """First step from which on efficacy stays below half of the best it had been before.
 
     Args:
@@ -133,11 +133,11 @@ def collapse_point(efficacy: Mapping[int, float]) -> Collapse:
     """
     values = pandas.Series(efficacy, dtype=float).dropna()
     if values.empty:
-        return Collapse(None, math.nan, math.nan)
+        return CollapsePoint(None, math.nan, math.nan)
     below = values < values.cummax() / 2
     stays = below[::-1].cummin()[::-1]
     step = int(cast(int, stays.idxmax())) if stays.any() else None
-    return Collapse(step, float(values.max()), float(values.iloc[-1]))
+    return CollapsePoint(step, float(values.max()), float(values.iloc[-1]))
 
 
 def gain(without: float, with_sphere: float) -> tuple[float, float]:

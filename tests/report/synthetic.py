@@ -1,7 +1,7 @@
 """Run folders without a model: invented numbers, written through the recorder's own schemas."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def write_run(
     energy: Callable[[int], float] = rising,
     headline: str = "success",
     geometry: bool = True,
+    skipped: Collection[int] = (),
     **config: Any,
 ) -> Path:
     """A run of ``steps`` batches, of which ``made`` are recorded; step 0 always is.
@@ -46,6 +47,7 @@ def write_run(
         efficacy: step to the headline efficacy in percent; the other numbers follow from it, the
             seed and chance.
         energy: step to the ratio of the energy to the unedited model's; the usual one is noisy.
+        skipped: steps whose batch was left out.
         headline: ``accuracy`` leaves success empty, as on ZsRE.
         config: keys beside the usual ones, with ``__`` for the dot.
     """
@@ -61,7 +63,11 @@ def write_run(
         recorder.commit_step(
             step,
             steps=[
-                _step_row(step, edits, scope, score, he, headline)
+                {
+                    **_step_row(step, edits, scope, score, he, headline),
+                    "nonfinite": step in skipped,
+                    "skipped": step in skipped,
+                }
                 for scope in ("batch", "seen", "first")
             ],
             layers=[_layer_row(step, edits, layer, he) for layer in LAYERS],

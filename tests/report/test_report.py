@@ -73,6 +73,17 @@ def test_an_unfinished_run_is_reported_as_such(tmp_path, capsys):
     assert f"{folder.name} is unfinished, running: 20 of 500 edits" in capsys.readouterr().out
 
 
+def test_a_run_that_collapsed_has_ended_and_batches_left_out_are_named(tmp_path, capsys):
+    folder = write_run(tmp_path, steps=9, made=4, state="collapsed", skipped=[2, 3])
+    collapsed = f"{folder.name}: collapsed after step 4, 40 of 90 edits"
+    left_out = f"{folder.name}: batches skipped (numerics.on_nonfinite): steps 2, 3"
+    html = page(folder)
+    assert main(["report", str(folder)]) == 0
+    for text in (html, capsys.readouterr().out):
+        assert collapsed in text and left_out in text
+        assert "unfinished" not in text
+
+
 def test_a_run_that_diverged_is_reported_as_far_as_it_goes(tmp_path):
     folder = write_run(
         tmp_path,
