@@ -12,7 +12,7 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
 from sphere_bench.errors import check_above, check_at_least, check_choice
 from sphere_bench.geometry.energy import as_double
-from sphere_bench.models.batching import pad_right
+from sphere_bench.models.batching import backing_off, pad_right
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.tokens import encode_continuation
 
@@ -84,12 +84,10 @@ class FineTuning:
         for _ in range(self.steps):
             total = 0.0
             for chunk in chunks:
-                optimizer.zero_grad()
-                loss = self._chunk_loss(chunk, tuned)
-                total += loss.item() * len(chunk)
-                if loss.item() < self.loss_threshold:
+                loss = self._find_gradients(chunk, tuned)
+                total += loss * len(chunk)
+                if loss < self.loss_threshold:
                     continue
-                loss.backward()
                 optimizer.step()
                 self._constrain(tuned, before)
             if total / len(requests) < self.loss_threshold:
@@ -104,7 +102,25 @@ class FineTuning:
                 bound = self.norm_constraint
                 weight.clamp_(min=before[layer] - bound, max=before[layer] + bound)
 
-    def _chunk_loss(self, requests: Sequence[EditRequest], tuned: Mapping[int, Tensor]) -> Tensor:
+    def _find_gradients(
+        self, requests: Sequence[EditRequest], tuned: Mapping[int, Tensor]
+    ) -> float:
+        """The requests' loss, its gradients left in ``tuned``; in parts where memory runs out."""
+
+        def add_up(size: int) -> float:
+            for weight in tuned.values():
+                weight.grad = None
+            total = 0.0
+            for start in range(0, len(requests), size):
+                part = requests[start : start + size]
+                loss = self._loss(part, tuned) * (len(part) / len(requests))
+                loss.backward()
+                total += loss.item()
+            return total
+
+        return backing_off(add_up, len(requests), "requests")
+
+    def _loss(self, requests: Sequence[EditRequest], tuned: Mapping[int, Tensor]) -> Tensor:
         """Mean over requests of the mean NLL of the target's tokens."""
         loaded = self.setup.loaded
         texts = [

@@ -73,8 +73,14 @@ def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[in
     return batches
 
 
-def backing_off(function: Callable[[int], Result], tokens_per_batch: int) -> Result:
+def backing_off(
+    function: Callable[[int], Result], tokens_per_batch: int, unit: str = "tokens"
+) -> Result:
     """``function(tokens_per_batch)``, again with half the tokens whenever memory runs out.
+
+    Args:
+        function: what takes memory.
+        tokens_per_batch: its size, in ``unit``.
 
     Raises:
         SphereBenchError: memory does not suffice for a single row.
@@ -84,7 +90,7 @@ def backing_off(function: Callable[[int], Result], tokens_per_batch: int) -> Res
     def halve() -> int:
         nonlocal size
         size //= 2
-        logger.warning("out of memory: going on with batches of %d tokens", size)
+        logger.warning("out of memory: going on with batches of %d %s", size, unit)
         return size
 
     try:
