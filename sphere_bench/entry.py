@@ -1,6 +1,5 @@
 """Hydra behind a verb: compose the configuration, check it, hand it to the verb's task."""
 
-import argparse
 import gc
 import json
 import os
@@ -9,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any
 
+from sphere_bench.arguments import Parser
 from sphere_bench.complaints import complain, explain
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.provenance import is_run
@@ -126,13 +126,6 @@ def _remove_if_never_begun(folder: Path) -> None:
         if {file.name for file in folder.iterdir()} <= {"run.log"}:
             (folder / "run.log").unlink(missing_ok=True)
             folder.rmdir()
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells a wrong argument as every other mistake is told."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SphereBenchError(f"{message}; see `{self.prog} --help`")
 
 
 def _parse(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str], str]:

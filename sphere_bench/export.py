@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sphere_bench import provenance
+from sphere_bench.arguments import Parser
 from sphere_bench.composition import read_config
-from sphere_bench.entry import Parser
 from sphere_bench.errors import SphereBenchError
 
 if TYPE_CHECKING:

@@ -1,10 +1,9 @@
 """`sphere-bench report`: what happened in one or several runs, from their folders alone."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from sphere_bench.arguments import Parser
 from sphere_bench.errors import SphereBenchError
 
 DESCRIPTION = """\
@@ -13,18 +12,13 @@ page with all tables and figures.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SphereBenchError(f"{message}; see `{self.prog} --help`")
-
-
 def main(arguments: Sequence[str]) -> int:
     """The verb: a table of the runs, or their report.
 
     Raises:
         SphereBenchError: the arguments are wrong, or a folder is no run.
     """
-    parser = _Parser(prog="sphere-bench report", description=DESCRIPTION, allow_abbrev=False)
+    parser = Parser(prog="sphere-bench report", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="a run's folder, one that holds runs, or a pattern"
     )
