@@ -14,6 +14,9 @@ from sphere_bench.schema import Config
 
 CONFIG_FILE = "config.yaml"
 
+# Where a run happens, ends and is kept: keys, and nodes with all their keys.
+_ELSEWHERE = ("run", "device", "statistics.cache", "checkpoint", "collapse", "trackers")
+
 
 def config_folder() -> Path:
     """The YAML files: inside the package in a wheel, beside it in a checkout."""
@@ -74,18 +77,23 @@ def validate(composed: DictConfig) -> Config:
     return config
 
 
-def identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides a run's results: all but where it runs, ends and is kept.
+def is_decisive(key: str) -> bool:
+    """Whether a dotted key decides a run's results: all but where it runs, ends and is kept."""
+    return not any(f"{key}.".startswith(f"{each}.") for each in _ELSEWHERE)
+
+
+def identity(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What of a configuration decides a run's results, see :func:`is_decisive`.
 
     Args:
         content: the resolved configuration as plain containers.
+        prefix: of the keys of ``content``, where that is a node of the configuration.
     """
-    elsewhere = ("run", "device", "checkpoint", "collapse", "trackers")
-    kept = {key: value for key, value in content.items() if key not in elsewhere}
-    kept["statistics"] = {
-        key: kept["statistics"][key] for key in kept["statistics"] if key != "cache"
+    return {
+        name: identity(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in content.items()
+        if is_decisive(f"{prefix}{name}")
     }
-    return kept
 
 
 def run_name(config: Config) -> str:

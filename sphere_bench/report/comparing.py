@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas
 
+from sphere_bench.composition import is_decisive
 from sphere_bench.report.reading import Run
 
 METRICS = ("efficacy", "generalization", "specificity", "score")
@@ -19,8 +20,6 @@ SCOPES = {
 }
 WITHOUT_SPHERE, WITH_SPHERE = "without SPHERE", "with SPHERE"
 
-# Where a run happened and how it was kept decide nothing about its numbers.
-_ELSEWHERE = ("run.", "device", "statistics.cache", "checkpoint.", "collapse.", "trackers")
 # A group's keys follow from these choices, unless they differ where the choices are equal.
 _CHOICES = {
     "model": ("model.name",),
@@ -126,11 +125,10 @@ def settings_of(runs: Iterable[Run]) -> list[Setting]:
 
 def comparable(run: Run, without: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
     """What decides a run's numbers, but for the keys that start with one of ``without``."""
-    skipped = (*_ELSEWHERE, *without)
     return tuple(
         (key, str(value))
         for key, value in sorted(run.config.items())
-        if not key.startswith(skipped)
+        if is_decisive(key) and not key.startswith(tuple(without))
     )
 
 
@@ -143,7 +141,7 @@ def differences(runs: Sequence[Run]) -> pandas.DataFrame:
     configs = pandas.DataFrame([run.config for run in runs], dtype=object).map(_text)
     kept = [name for name in _NAMES if configs[name].nunique() > 1]
     for key in configs:
-        if str(key).startswith(_ELSEWHERE) or key in _NAMES or configs[key].nunique() < 2:
+        if not is_decisive(str(key)) or key in _NAMES or configs[key].nunique() < 2:
             continue
         choices = list(_CHOICES.get(str(key).partition(".")[0], ()))
         if not choices or configs.groupby(choices)[key].nunique().max() > 1:
