@@ -15,7 +15,9 @@ import pandas
 import pyarrow
 from pyarrow import parquet
 
+from sphere_bench.data.records import HEADLINES
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.evaluation.metrics import METRICS
 from sphere_bench.files import atomic_file, remove_partial, write_json
 
 Table = Literal["cases", "geometry", "layers", "steps"]
@@ -36,8 +38,7 @@ def _reals(*names: str) -> list[pyarrow.Field]:
     return [_field(name, _REAL) for name in names]
 
 
-_METRICS = ("efficacy", "generalization", "specificity", "score")
-_STAGES = ("values", "keys", "update", "transform", "evaluate", "energy")
+STAGES = ("values", "keys", "update", "transform", "evaluate", "energy")
 
 SCHEMAS: dict[Table, pyarrow.Schema] = {
     "steps": pyarrow.schema(
@@ -46,10 +47,10 @@ SCHEMAS: dict[Table, pyarrow.Schema] = {
             _field("edits", _WHOLE),
             _field("scope", _TEXT),
             _field("records", _WHOLE),
-            *_reals(*_METRICS),
-            *_reals(*(f"{name}_{kind}" for name in _METRICS for kind in ("success", "accuracy"))),
+            *_reals(*METRICS),
+            *_reals(*(f"{name}_{kind}" for name in METRICS for kind in HEADLINES)),
             *_reals("he", "he_ratio"),
-            *_reals(*(f"seconds_{stage}" for stage in _STAGES)),
+            *_reals(*(f"seconds_{stage}" for stage in STAGES)),
             _field("peak_memory_bytes", _WHOLE, nullable=True),
             *_reals("perplexity"),
             *(_field(name, _TRUTH) for name in ("nonfinite", "skipped", "collapsed")),

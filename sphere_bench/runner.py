@@ -18,6 +18,7 @@ from sphere_bench.editing.editor import Editor
 from sphere_bench.editing.pipeline import BatchReport, LayerReport
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.evaluation.metrics import METRICS
 from sphere_bench.evaluation.protocol import Evaluation, Evaluator
 from sphere_bench.geometry.energy import RowGeometry, row_geometry
 from sphere_bench.geometry.portrait import portrait, principal_plane
@@ -323,9 +324,7 @@ def _ratio(energy: float, unedited: float) -> float:
 def _unevaluated_row(step: int, edits: int) -> dict[str, Any]:
     """The row of a step that nobody is evaluated after: it keeps the step's energy and times."""
     metrics: Mapping[str, None] = {
-        name: None
-        for name in SCHEMAS["steps"].names
-        if name.startswith(("efficacy", "generalization", "specificity", "score"))
+        name: None for name in SCHEMAS["steps"].names if name.startswith(METRICS)
     }
     return {"step": step, "edits": edits, "scope": "batch", "records": 0, **metrics}
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pandas
 
+from sphere_bench.evaluation.metrics import METRICS
 from sphere_bench.recording import Progress, read_progress, read_table
-
-METRICS = ("efficacy", "generalization", "specificity", "score")
 
 
 def summarize_run(folder: Path, headline: str) -> str:

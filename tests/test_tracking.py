@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sphere_bench import tracking
 from sphere_bench.cli import main
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.evaluation.metrics import METRICS
 from sphere_bench.recording import SCHEMAS
-from sphere_bench.summary import METRICS
 from sphere_bench.tracking import check_trackers, measurements, open_trackers
 
 QUICK = (

@@ -4,11 +4,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal["rewrite", "paraphrase", "neighbourhood"]
 Headline = Literal["success", "accuracy"]
 Accuracy = Literal["all_tokens", "mean_tokens"]
+
+HEADLINES: tuple[Headline, ...] = get_args(Headline)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ METRIC_OF_KIND: dict[Kind, str] = {
     "paraphrase": "generalization",
     "neighbourhood": "specificity",
 }
+METRICS = (*METRIC_OF_KIND.values(), "score")
 
 
 def success(kind: Kind, nll_new: float | None, nll_true: float | None) -> float:

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sphere_bench.data.records import Accuracy, EditDataset, EvalPrompt, Headline, Record
+from sphere_bench.data.records import (
+    HEADLINES,
+    Accuracy,
+    EditDataset,
+    EvalPrompt,
+    Headline,
+    Record,
+)
 from sphere_bench.evaluation import metrics
 from sphere_bench.evaluation.scoring import TargetScore, score_targets
 from sphere_bench.models.loading import LoadedModel
@@ -179,7 +186,7 @@ def summarize(results: Sequence[Sequence[PromptResult]], headline: Headline) -> 
     headline; ``*_success`` and ``*_accuracy`` are both kinds of each.
     """
     both: dict[str, float] = {}
-    for measure in ("success", "accuracy"):
+    for measure in HEADLINES:
         parts = []
         for kind, metric in metrics.METRIC_OF_KIND.items():
             value = 100.0 * metrics.mean_over_records(
@@ -189,8 +196,7 @@ def summarize(results: Sequence[Sequence[PromptResult]], headline: Headline) -> 
             both[f"{metric}_{measure}"] = value
             parts.append(value)
         both[f"score_{measure}"] = metrics.harmonic_mean(parts)
-    names = (*metrics.METRIC_OF_KIND.values(), "score")
-    return {**{name: both[f"{name}_{headline}"] for name in names}, **both}
+    return {**{name: both[f"{name}_{headline}"] for name in metrics.METRICS}, **both}
 
 
 def _prompt_result(

@@ -8,10 +8,9 @@ from typing import Any
 import pandas
 
 from sphere_bench.composition import is_decisive
+from sphere_bench.data.records import HEADLINES
 from sphere_bench.report.reading import Run
 
-METRICS = ("efficacy", "generalization", "specificity", "score")
-KINDS = ("success", "accuracy")
 SCOPES = {
     "seen": "a fixed-seed sample of all edits so far",
     "batch": "the batch just edited",
@@ -109,7 +108,7 @@ class Setting:
         """Success and accuracy, as far as they are defined."""
         return [
             kind
-            for kind in KINDS
+            for kind in HEADLINES
             if any(run.evaluated[f"efficacy_{kind}"].notna().any() for run in self.runs)
         ]
 

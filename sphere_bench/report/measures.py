@@ -7,7 +7,9 @@ from typing import Any
 
 import pandas
 
-from sphere_bench.report.comparing import METRICS, Arm, Setting
+from sphere_bench.evaluation.metrics import METRICS
+from sphere_bench.recording import STAGES
+from sphere_bench.report.comparing import Arm, Setting
 from sphere_bench.report.reading import Run
 from sphere_bench.report.results import UNEDITED
 from sphere_bench.report.statistics import (
@@ -30,7 +32,6 @@ from sphere_bench.report.tables import (
     write_p_value,
 )
 
-STAGES = ("values", "keys", "update", "transform", "evaluate", "energy")
 POOLED = "all runs, pooled"
 _METHODS: tuple[Method, ...] = ("Spearman", "Pearson")
 _WEIGHT = ["weight_norm", "update_norm", "applied_norm", "rank", "drift"]

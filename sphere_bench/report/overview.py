@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from sphere_bench.report.comparing import KINDS, Setting, settings_of
+from sphere_bench.data.records import HEADLINES
+from sphere_bench.report.comparing import Setting, settings_of
 from sphere_bench.report.reading import find_runs
 from sphere_bench.report.results import gains_table, headline_table
 from sphere_bench.report.tables import Column, Table, to_text
@@ -35,4 +36,6 @@ def _tables(setting: Setting) -> list[Table]:
 
 
 def _is_headline(column: Column, headline: str) -> bool:
-    return not any(column.group.startswith(kind.capitalize()) for kind in KINDS if kind != headline)
+    return not any(
+        column.group.startswith(kind.capitalize()) for kind in HEADLINES if kind != headline
+    )

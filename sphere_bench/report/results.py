@@ -5,7 +5,9 @@ from typing import Any
 
 import pandas
 
-from sphere_bench.report.comparing import KINDS, METRICS, Arm, Setting, comparable
+from sphere_bench.data.records import HEADLINES
+from sphere_bench.evaluation.metrics import METRICS
+from sphere_bench.report.comparing import Arm, Setting, comparable
 from sphere_bench.report.reading import Run
 from sphere_bench.report.statistics import collapse_point, gain
 from sphere_bench.report.tables import Column, Table, label, number, spread, write_number
@@ -13,7 +15,7 @@ from sphere_bench.report.tables import Column, Table, label, number, spread, wri
 # arXiv 2510.01172, its poster: gain in percent over the baselines, on average.
 PAPER_GAINS = {"efficacy": 43.27, "generalization": 36.20, "specificity": 20.96}
 UNEDITED = "unedited model"
-SCORES = [f"{metric}_{kind}" for kind in KINDS for metric in METRICS]
+SCORES = [f"{metric}_{kind}" for kind in HEADLINES for metric in METRICS]
 COLLAPSE = (
     "The collapse point is the first step from which on efficacy stays below half of the best "
     "that it had been before."

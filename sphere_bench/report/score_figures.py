@@ -4,7 +4,9 @@ import numpy as np
 import pandas
 from matplotlib.ticker import MaxNLocator
 
-from sphere_bench.report.comparing import METRICS, SCOPES, Setting
+from sphere_bench.evaluation.metrics import METRICS
+from sphere_bench.recording import STAGES
+from sphere_bench.report.comparing import SCOPES, Setting
 from sphere_bench.report.drawing import (
     BASELINE,
     INK,
@@ -17,7 +19,6 @@ from sphere_bench.report.drawing import (
     panels,
     style,
 )
-from sphere_bench.report.measures import STAGES
 from sphere_bench.report.reading import Run
 from sphere_bench.report.tables import Table
 

@@ -8,7 +8,8 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sphere_bench.report.comparing import METRICS, Arm, Setting
+from sphere_bench.evaluation.metrics import METRICS
+from sphere_bench.report.comparing import Arm, Setting
 from sphere_bench.report.drawing import (
     INK,
     MUTED,

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from sphere_bench.evaluation.metrics import METRICS
 from sphere_bench.recording import SCHEMAS, Progress, Recorder, State
 
 LAYERS = (1, 2)
-METRICS = ("efficacy", "generalization", "specificity", "score")
 BATCH = 10
 
 
