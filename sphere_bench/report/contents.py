@@ -203,7 +203,7 @@ def _gains(setting: Setting, scope: str) -> list[Item]:
                 Note("No two of these runs differ in SPHERE alone: run the same with sphere=off.")
             ]
         if kind == setting.headline:
-            items.append(score_figures.gains(setting, table))
+            items.append(score_figures.gains(table))
         items.append(table)
     note = Note(
         "Points are differences of percentages; % is of the value without SPHERE, and does not "
@@ -266,7 +266,7 @@ def _geometry(setting: Setting) -> list[Item]:
 
 def _cost(setting: Setting) -> list[Item]:
     table = time_table(setting)
-    return [score_figures.time(setting, table), table]
+    return [score_figures.time(table), table]
 
 
 def _drawn(*drawings: Drawing | None) -> list[Item]:

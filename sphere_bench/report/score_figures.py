@@ -59,7 +59,7 @@ def curves(setting: Setting, scope: str) -> Drawing:
     )
 
 
-def gains(setting: Setting, table: Table) -> Drawing:
+def gains(table: Table) -> Drawing:
     """SPHERE's gain in points, a bar an editor, from a :func:`results.gains_table`."""
     rows = table.rows[table.rows["edits"].notna()]
     several = rows["editor"].duplicated().any()
@@ -148,7 +148,7 @@ def retention(setting: Setting) -> Drawing | None:
     )
 
 
-def time(setting: Setting, table: Table) -> Drawing:
+def time(table: Table) -> Drawing:
     """Seconds an edit by stage, from a :func:`measures.time_table`."""
     colors = ("#0072b2", "#cc79a7", "#d55e00", "#009e73", "#8b939e", "#b07800")
     rows = table.rows
