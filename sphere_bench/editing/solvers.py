@@ -30,7 +30,11 @@ class UpdateSolver(ABC):
 
     @abstractmethod
     def remember(self, layer: int, keys: Tensor) -> None:
-        """Take note of a finished batch's keys at ``layer``, as the edited model has them."""
+        """Take note of a finished batch's keys at ``layer``, as the edited model has them.
+
+        Raises:
+            torch.linalg.LinAlgError: with them no later batch can be solved.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
@@ -114,7 +118,13 @@ class LeastSquares(UpdateSolver):
 
     def remember(self, layer: int, keys: Tensor) -> None:
         keys = self._project(layer, keys)
-        self._factor(layer, self._systems[layer] + keys @ keys.T)
+        try:
+            self._factor(layer, self._systems[layer] + keys @ keys.T)
+        except SphereBenchError as error:
+            # A was positive definite: keys this large bury it under their rounding.
+            raise torch.linalg.LinAlgError(
+                f"with its keys the system of layer {layer} is singular"
+            ) from error
 
     def state_dict(self) -> dict[str, Tensor]:
         return {str(layer): system for layer, system in self._systems.items()}

@@ -174,6 +174,49 @@ def test_a_decomposition_that_fails_is_a_batch_that_is_not_finite() -> None:
     assert_unedited(given)
 
 
+@contextmanager
+def huge_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Layer 1's keys are finite, but so large that nothing added to K K^T makes a difference."""
+    measure = BatchReader.measure
+
+    def planted(self: BatchReader, layer: int) -> Any:
+        measured = measure(self, layer)
+        huge = torch.full_like(measured.keys, 2.0**64)
+        return measured._replace(keys=huge) if layer == LAYERS[1] else measured
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchReader, "measure", planted)
+        yield
+
+
+def test_keys_that_cannot_be_remembered_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = setup("stop")
+    message = r"cannot be computed \(.*layer 1 is singular\), and the batch was not written"
+    with huge_keys(monkeypatch), pytest.raises(NonfiniteError, match=message):
+        LocateThenEdit(given, LeastSquares(5.0, remember="written")).edit(given.stream[:1])
+    assert_unedited(given)
+
+
+@pytest.mark.parametrize("remember", ["solved", "written"])
+@pytest.mark.parametrize("policy", ["skip", "record"])
+def test_a_batch_whose_keys_cannot_be_remembered_leaves_no_trace(
+    policy: str, remember: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, clean = setup(policy), setup(policy)
+    editor, other = (
+        LocateThenEdit(each, LeastSquares(5.0, remember=remember)) for each in (given, clean)
+    )
+    with huge_keys(monkeypatch):
+        report = editor.edit(given.stream[:1])
+    assert report.skipped and report.nonfinite
+    assert_unedited(given)
+    assert_same_state(editor.state_dict(), other.state_dict())
+    assert not editor.edit(given.stream[1:4]).skipped
+    other.edit(clean.stream[1:4])
+    for layer in LAYERS:
+        assert torch.equal(given.weights.current[layer], clean.weights.current[layer])
+
+
 @pytest.mark.parametrize("name", ["memit", "rome"])
 def test_a_value_that_is_not_finite_is_told_by_its_case(
     name: str, monkeypatch: pytest.MonkeyPatch

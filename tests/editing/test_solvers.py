@@ -104,6 +104,17 @@ def test_singular_moments_and_empty_null_spaces_are_named_with_the_mend() -> Non
         LeastSquares(ridge=1.0, null_space=NullSpace(1e-3)).prepare({2: torch.eye(WIDTH)})
 
 
+def test_keys_that_bury_the_system_are_this_batchs_and_not_remembered() -> None:
+    solver = LeastSquares(second_moment_weight=WEIGHT, remember="written")
+    solver.prepare({3: moment(0)})
+    before = solver.state_dict()
+    # K K^T is 2^128 everywhere, exactly, and A is less than its rounding.
+    with pytest.raises(torch.linalg.LinAlgError, match="the system of layer 3 is singular"):
+        solver.remember(3, torch.full((WIDTH, 1), 2.0**64))
+    assert torch.equal(solver.state_dict()["3"], before["3"])
+    solver.remember(3, draw(WIDTH, REQUESTS, seed=1))
+
+
 def test_emmets_own_form_is_least_squares_with_its_weight_as_lambda() -> None:
     """dW = R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1."""
     solver = LeastSquares(second_moment_weight=0.1)
