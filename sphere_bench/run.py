@@ -92,6 +92,7 @@ def _edit(config: Config, dataset: EditDataset) -> None:
     from sphere_bench.collapse import Collapse
     from sphere_bench.editing.prompts import check_prompts_fit
     from sphere_bench.evaluation.protocol import Evaluator
+    from sphere_bench.measuring import StepMeasurer
     from sphere_bench.models.fingerprint import model_fingerprint
     from sphere_bench.recording import Recorder
     from sphere_bench.runner import RunSettings, SequentialRun
@@ -128,8 +129,6 @@ def _edit(config: Config, dataset: EditDataset) -> None:
     settings = RunSettings(
         batch_size=config.edits.batch_size,
         checkpoint_every=config.checkpoint.every,
-        energy_exponent=config.energy.exponent,
-        energy_eps=config.energy.eps,
         run_hash=ownership.run_hash(facts),
         collapse=Collapse(**asdict(config.collapse)),
     )
@@ -141,11 +140,17 @@ def _edit(config: Config, dataset: EditDataset) -> None:
             dataset=dataset,
             weights=setup.weights,
             editor=editor,
-            evaluator=evaluator,
+            measurer=StepMeasurer(
+                setup.weights,
+                evaluator,
+                batch_size=config.edits.batch_size,
+                energy_exponent=config.energy.exponent,
+                energy_eps=config.energy.eps,
+                perplexity=perplexity,
+            ),
             recorder=Recorder(folder),
             checkpoints=checkpoints,
             settings=settings,
-            perplexity=perplexity,
             track=track,
         ).run()
 

@@ -3,10 +3,8 @@
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from time import perf_counter
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
@@ -15,14 +13,11 @@ from sphere_bench.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.collapse import Collapse
 from sphere_bench.data.records import EditDataset, EditRequest
 from sphere_bench.editing.editor import Editor
-from sphere_bench.editing.pipeline import BatchReport, LayerReport
+from sphere_bench.editing.pipeline import BatchReport
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.evaluation.metrics import METRICS
-from sphere_bench.evaluation.protocol import Evaluation, Evaluator
-from sphere_bench.geometry.energy import RowGeometry, row_geometry
-from sphere_bench.geometry.portrait import portrait, principal_plane
-from sphere_bench.recording import SCHEMAS, Progress, Recorder, State
+from sphere_bench.measuring import StepMeasurer
+from sphere_bench.recording import Progress, Recorder, State
 from sphere_bench.signals import Stopped, StopRequest, handled_by
 from sphere_bench.tracking import Track
 
@@ -36,15 +31,12 @@ class RunSettings:
     Attributes:
         batch_size: edits in a step.
         checkpoint_every: steps between checkpoints; the last step has one in any case.
-        energy_exponent, energy_eps: of the hyperspherical energy.
         run_hash: a checkpoint of another run is refused, see ``ownership.run_hash``.
         collapse: thresholds at which the run ends early.
     """
 
     batch_size: int
     checkpoint_every: int
-    energy_exponent: float
-    energy_eps: float
     run_hash: str
     collapse: Collapse = field(default_factory=Collapse)
 
@@ -56,8 +48,7 @@ class SequentialRun:
         dataset: the records, edited in their order.
         weights: the weights under edit.
         editor: writes a batch into the model.
-        evaluator: scores the model after a step.
-        perplexity: of the model as it is now, taken after evaluated steps; ``None`` leaves it out.
+        measurer: makes the rows of a step.
         recorder: the run's tables.
         checkpoints: the run's checkpoints.
         settings: the stream's numbers.
@@ -70,30 +61,23 @@ class SequentialRun:
         dataset: EditDataset,
         weights: EditedWeights,
         editor: Editor,
-        evaluator: Evaluator,
+        measurer: StepMeasurer,
         recorder: Recorder,
         checkpoints: Checkpoints,
         settings: RunSettings,
-        perplexity: Callable[[], float] | None = None,
         track: Track | None = None,
     ) -> None:
         self.total = len(dataset.records)
         self.dataset = dataset
         self.weights = weights
         self.editor = editor
-        self.evaluator = evaluator
+        self.measurer = measurer
         self.recorder = recorder
         self.checkpoints = checkpoints
         self.settings = settings
         self.track = track
         self.last_step = math.ceil(self.total / settings.batch_size)
-        self.perplexity = perplexity
         self._recorded = -1  # by earlier processes
-        self._unedited = {layer: self._geometry(layer) for layer in weights.layers}
-        self._unedited_perplexity = self._perplexity()
-        self._planes = {
-            layer: principal_plane(weights.pretrained[layer]) for layer in weights.layers
-        }
 
     def run(self) -> None:
         """Make every step that is not on disk yet.
@@ -179,68 +163,39 @@ class SequentialRun:
     def _finish_step(
         self, step: int, report: BatchReport | None, progress: "tqdm[NoReturn]"
     ) -> bool:
-        """Evaluate, record and, where it is time, save a checkpoint.
+        """Measure, record and, where it is time, save a checkpoint.
 
         Returns:
             Whether the model has collapsed.
         """
-        edits = self._edits(step)
-        started = perf_counter()
-        due = self.evaluator.is_due(step, edits, self.settings.batch_size, self.total)
-        evaluation = (
-            self.evaluator.evaluate(step, edits, self.settings.batch_size, self.total)
-            if due
-            else Evaluation([_unevaluated_row(step, edits)], [])
-        )
-        perplexity = math.nan
-        if due:
-            perplexity = self._perplexity() if step else self._unedited_perplexity
+        found = self.measurer.measure(step, self._edits(step), report)
+        main = found.steps[0]
         edited = report is not None and not report.skipped
         collapsed = (
             edited
-            and due
+            and found.evaluated
             and self.settings.collapse.reached(
-                evaluation.steps_rows[0]["efficacy"], perplexity, self._unedited_perplexity
+                main["efficacy"], main["perplexity"], self.measurer.unedited_perplexity
             )
         )
-        evaluated = perf_counter()
-        layers = self._layer_rows(step, edits, report)
-        checkpoint_due = collapsed or self._checkpoint_due(step)
-        geometry = self._geometry_rows(step, edits) if due else []
-        report = report or BatchReport()
-        seconds = {
-            **report.seconds,
-            "evaluate": evaluated - started,
-            "energy": perf_counter() - evaluated,
-        }
-        he = sum(row["he_normalized"] for row in layers) / len(layers)
-        unedited = sum(geometry.energy_normalized for geometry in self._unedited.values())
-        shared = {
-            "he": he,
-            "he_ratio": _ratio(he * len(layers), unedited),
-            **{f"seconds_{stage}": value for stage, value in seconds.items()},
-            "peak_memory_bytes": peak_memory_bytes(self.weights),
-            "perplexity": perplexity,
-            "nonfinite": report.nonfinite,
-            "skipped": report.skipped,
-            "collapsed": collapsed,
-        }
-        steps = [{**row, **shared} for row in evaluation.steps_rows]
+        own = {"peak_memory_bytes": peak_memory_bytes(self.weights), "collapsed": collapsed}
+        steps = [{**row, **own} for row in found.steps]
         self.recorder.commit_step(
             step,
             steps=steps,
-            layers=layers,
-            cases=evaluation.cases_rows,
-            geometry=geometry,
+            layers=found.layers,
+            cases=found.cases,
+            geometry=found.geometry,
             progress=self._progress(step, "running"),
         )
         if self.track:
-            self.track(step, steps, layers)
-        if checkpoint_due:
+            self.track(step, steps, found.layers)
+        if collapsed or self._checkpoint_due(step):
             self._save_checkpoint(step)
-        if due:
-            efficacy = evaluation.steps_rows[0]["efficacy"]
-            progress.set_postfix(efficacy=f"{efficacy:.1f}", he_ratio=f"{shared['he_ratio']:.6f}")
+        if found.evaluated:
+            progress.set_postfix(
+                efficacy=f"{main['efficacy']:.1f}", he_ratio=f"{main['he_ratio']:.6f}"
+            )
         return collapsed
 
     def _checkpoint_due(self, step: int) -> bool:
@@ -252,54 +207,6 @@ class SequentialRun:
     def _save_checkpoint(self, step: int) -> None:
         state = self.editor.state_dict()
         self.checkpoints.save(Checkpoint(step, self.weights.current, state, self.settings.run_hash))
-
-    def _layer_rows(
-        self, step: int, edits: int, report: BatchReport | None
-    ) -> list[dict[str, Any]]:
-        rows = []
-        for layer in self.weights.layers:
-            geometry = self._geometry(layer) if step else self._unedited[layer]
-            done = report.layers[layer] if report else LayerReport()
-            rows.append(
-                {
-                    "step": step,
-                    "edits": edits,
-                    "layer": layer,
-                    "he": geometry.energy,
-                    "he_normalized": geometry.energy_normalized,
-                    "he_ratio": _ratio(geometry.energy, self._unedited[layer].energy),
-                    "weight_norm": self.weights.current[layer].norm().item(),
-                    "update_norm": done.update_norm,
-                    "applied_norm": done.applied_norm,
-                    "rank": done.rank,
-                    "drift": self.weights.drift(layer),
-                    "cos_mean": geometry.cos_mean,
-                    "cos_std": geometry.cos_std,
-                    "cos_p01": geometry.cos_p01,
-                    "cos_p99": geometry.cos_p99,
-                    "residual_norm": done.residual_norm,
-                }
-            )
-        return rows
-
-    def _geometry_rows(self, step: int, edits: int) -> list[dict[str, Any]]:
-        return [
-            {
-                "step": step,
-                "edits": edits,
-                "layer": layer,
-                **portrait(self.weights.current[layer], plane)._asdict(),
-            }
-            for layer, plane in self._planes.items()
-        ]
-
-    def _geometry(self, layer: int) -> RowGeometry:
-        return row_geometry(
-            self.weights.current[layer], self.settings.energy_exponent, self.settings.energy_eps
-        )
-
-    def _perplexity(self) -> float:
-        return self.perplexity() if self.perplexity else math.nan
 
     def _requests(self, step: int) -> list[EditRequest]:
         batch = self.dataset.records[self._edits(step - 1) : self._edits(step)]
@@ -314,19 +221,6 @@ class SequentialRun:
         recorded = max(step, self._recorded)
         edits = self._edits(recorded)
         return Progress(recorded, edits, self.total, self.settings.batch_size, state)
-
-
-def _ratio(energy: float, unedited: float) -> float:
-    """NaN where an exponent too large makes every energy 0."""
-    return energy / unedited if unedited else math.nan
-
-
-def _unevaluated_row(step: int, edits: int) -> dict[str, Any]:
-    """The row of a step that nobody is evaluated after: it keeps the step's energy and times."""
-    metrics: Mapping[str, None] = {
-        name: None for name in SCHEMAS["steps"].names if name.startswith(METRICS)
-    }
-    return {"step": step, "edits": edits, "scope": "batch", "records": 0, **metrics}
 
 
 def peak_memory_bytes(weights: EditedWeights) -> int | None:
