@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 GENERATED = "generated"
 TOKENS_PER_DIMENSION = 10
 MAX_LENGTH = 512
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 2048
 # Windows that are sorted by length together, so that a batch pads little.
 _WINDOWS_AT_A_TIME = 256
 # Of the sums of k k^T computed at a time; only what lies right of the diagonal is.
@@ -225,14 +225,16 @@ class _KeySums:
         return added
 
     def means(self) -> dict[int, Tensor]:
-        """C of every layer."""
+        """C of every layer; nothing can be added afterwards."""
         for layer, sums in self._sums.items():
-            if not torch.isfinite(sums).all():
+            # An entry off the diagonal is finite if the two of its row and column on it are.
+            if not torch.isfinite(sums.diagonal()).all():
                 raise SphereBenchError(
                     f"keys of layer {layer} are not finite: use model.dtype=float32"
                 )
-        whole = {layer: sums.triu() + sums.triu(1).T for layer, sums in self._sums.items()}
-        return {layer: sums / self.tokens for layer, sums in whole.items()}
+            sums.triu_().div_(self.tokens)
+            sums += sums.triu(1).T
+        return self._sums
 
 
 def _upper_triangle(keys: Tensor) -> list[Tensor]:

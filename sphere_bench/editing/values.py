@@ -5,7 +5,7 @@ MEMIT's optimisation (arXiv 2210.07229, section 4.3.1) for all requests of a bat
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, takewhile
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target
 from sphere_bench.models.batching import backing_off, token_batches
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.suffix import SuffixBatch, with_upper_layers_in
+from sphere_bench.models.suffix import Stems, SuffixBatch, with_upper_layers_in
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,12 @@ def _first_log_probabilities(batch: SuffixBatch, hidden: Tensor) -> Tensor:
     return batch.logits(hidden, rows, torch.zeros_like(rows)).log_softmax(dim=1)
 
 
+def _shared_beginning(rows: Sequence[list[int]]) -> list[int]:
+    """The tokens that all rows begin with."""
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return [column[0] for column in columns]
+
+
 class _Solver:
     """The optimisation for one batch of requests and one size of micro-batch."""
 
@@ -203,6 +209,7 @@ class _Solver:
         self, requests: Sequence[EditRequest], contexts: Sequence[str]
     ) -> Iterator[_TargetRows]:
         """Micro-batches of every request behind every context; notes h0 of the bare prompts."""
+        count = len(contexts)
         texts = [
             prompt_with_target(self.loaded.tokenizer, request, context)
             for request in requests
@@ -210,6 +217,15 @@ class _Solver:
         ]
         # The target's last token predicts nothing that is asked for.
         suffixes = [text.ids[text.subject_last : -1] for text in texts]
+        stems = Stems.build(
+            self.loaded,
+            [
+                _shared_beginning([text.ids[: text.subject_last] for text in texts[place::count]])
+                for place in range(count)
+            ],
+            self.layer,
+            self.upper,
+        )
         for group in token_batches([len(suffix) for suffix in suffixes], self.tokens_per_batch):
             batch = SuffixBatch.build(
                 self.loaded,
@@ -217,17 +233,19 @@ class _Solver:
                 [texts[index].subject_last for index in group],
                 self.layer,
                 self.upper,
+                stems,
+                [index % count for index in group],
             )
             targets = torch.full(batch.tokens.shape, -1, dtype=torch.long)
             for row, index in enumerate(group):
                 length = texts[index].target_length
                 end = len(suffixes[index])
                 targets[row, end - length : end] = torch.as_tensor(texts[index].ids[-length:])
-            owners = torch.tensor([index // len(contexts) for index in group])
-            bare = torch.tensor([index % len(contexts) == 0 for index in group])
+            owners = torch.tensor([index // count for index in group])
+            bare = torch.tensor([index % count == 0 for index in group])
             self.initial[owners[bare]] = batch.hidden[bare, 0].to(self.initial.dtype)
             device = self.loaded.device
-            yield _TargetRows(batch, owners.to(device), targets.to(device), 1 / len(contexts))
+            yield _TargetRows(batch, owners.to(device), targets.to(device), 1 / count)
 
     def _essence_rows(self, requests: Sequence[EditRequest]) -> Iterator[_EssenceRows]:
         texts = [essence_prompt(self.loaded.tokenizer, request) for request in requests]

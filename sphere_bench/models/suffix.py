@@ -5,28 +5,27 @@ the keys and values of the tokens before p, for the layers above z, are computed
 runs the layers above z for the tokens from p on only.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sphere_bench.models.hooks import capture, select_positions, start_after
 from sphere_bench.models.loading import LoadedModel
 
+_KeysValues: TypeAlias = tuple[Tensor, Tensor]  # of one layer
+
 
 class _PrefixLayer(DynamicLayer):
     """Keys and values of the prefix, put in front of the new ones and never grown."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
@@ -56,6 +55,34 @@ def with_upper_layers_in(loaded: LoadedModel, layer: int, dtype: torch.dtype) ->
 
 
 @dataclass(frozen=True)
+class Stems:
+    """Beginnings that many rows share, run once.
+
+    Attributes:
+        lengths: tokens of each of n stems.
+        lower: keys and values of the layers up to z, each [n, heads, longest, d_head].
+        upper: those of the layers above, the first of them also in place of each layer up to z.
+    """
+
+    lengths: list[int]
+    lower: list[_KeysValues]
+    upper: list[_KeysValues]
+
+    @classmethod
+    def build(
+        cls, loaded: LoadedModel, stems: Sequence[Sequence[int]], layer: int, upper: LoadedModel
+    ) -> "Stems":
+        """Run ``stems`` (token ids) up to ``layer`` by ``loaded`` and above it by ``upper``."""
+        lengths = [len(stem) for stem in stems]
+        if not any(lengths):
+            return cls(lengths, [], [])
+        inputs = _padded(stems, [0] * len(stems), loaded.device)
+        cache = DynamicCache()
+        hidden = _run_lower(loaded, layer, inputs, cache)
+        return cls(lengths, _entries(cache), _run_upper(upper, layer, hidden, inputs, []))
+
+
+@dataclass(frozen=True)
 class SuffixBatch:
     """A batch of texts, split at one position each, ready to be replayed from ``layer`` on.
 
@@ -69,7 +96,8 @@ class SuffixBatch:
         hidden: layer z's own output for the suffixes, [b, s, d_model].
         mask: 1 at real tokens of prefix and suffix, [b, prefix + s].
         positions: the suffixes' position ids, [b, s].
-        prefix: keys and values of the prefixes per layer, each [b, heads, prefix, d_head].
+        prefix: keys and values of the prefixes per layer, each [b, heads, prefix, d_head]; layers
+            up to z are never run again, and the first above stands for all of them.
     """
 
     upper: LoadedModel
@@ -78,7 +106,7 @@ class SuffixBatch:
     hidden: Tensor
     mask: Tensor
     positions: Tensor
-    prefix: list[tuple[Tensor, Tensor]]
+    prefix: list[_KeysValues]
 
     @classmethod
     def build(
@@ -88,6 +116,8 @@ class SuffixBatch:
         starts: Sequence[int],
         layer: int,
         upper: LoadedModel | None = None,
+        stems: Stems | None = None,
+        owners: Sequence[int] = (),
     ) -> "SuffixBatch":
         """Run the rows up to ``layer``, and the prefixes ``row[:start]`` through those above.
 
@@ -97,40 +127,41 @@ class SuffixBatch:
             starts: each row's position p.
             layer: z.
             upper: the model that runs the layers above z, ``loaded`` itself when ``None``.
+            stems: of these tokens no more are run again than fit where others need padding.
+            owners: the stem that each row's prefix begins with.
         """
-        device = loaded.device
         upper = upper or loaded
-        longest = max(starts)
-        padding = torch.tensor([longest - start for start in starts])
-        ends = padding + torch.tensor([len(row) for row in rows])
-        columns = torch.arange(int(ends.max()))
-        mask = ((columns >= padding[:, None]) & (columns < ends[:, None])).long()
-        tokens = torch.zeros_like(mask)
-        tokens[mask.bool()] = torch.tensor([token for row in rows for token in row])
-        positions = (columns - padding[:, None]).clamp(min=0)
-        tokens, mask, positions = tokens.to(device), mask.to(device), positions.to(device)
-        layers = loaded.layout.decoder_layers
-        with torch.no_grad():
-            with capture({layer: layers[layer]}, "output", stop=True) as seen:
-                loaded.model.base_model(
-                    input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
-                )
-            hidden = seen[layer]
-            prefix: list[tuple[Tensor, Tensor]] = []
-            if longest and layer + 1 < len(layers):
-                cache = DynamicCache()
-                with _starting_after(upper, layer, hidden[:, :longest]):
-                    upper.model.base_model(
-                        input_ids=tokens[:, :longest],
-                        attention_mask=mask[:, :longest],
-                        position_ids=positions[:, :longest],
-                        past_key_values=cache,
-                        use_cache=True,
-                    )
-                above = cache.layers[layer + 1 :]
-                prefix = [(entry.keys, entry.values) for entry in above]  # type: ignore[union-attr, misc]
-                # Layers up to z are never run again; the first above stands for all of them.
-                prefix = [prefix[0]] * (layer + 1) + prefix
+        skipped = [0] * len(rows)
+        lower: list[_KeysValues] = []
+        prefix: list[_KeysValues] = []
+        longest = max(starts)  # of what is run of the prefixes
+        if stems is not None and stems.lower:
+            own = [stems.lengths[owner] for owner in owners]
+            longest = max(start - length for start, length in zip(starts, own, strict=True))
+            skipped = [max(0, start - longest) for start in starts]
+            lower, prefix = (
+                _left_padded(cached, owners, skipped) for cached in (stems.lower, stems.upper)
+            )
+        width = max(skipped)
+        inputs = _padded(
+            [row[length:] for row, length in zip(rows, skipped, strict=True)],
+            [start - length for start, length in zip(starts, skipped, strict=True)],
+            loaded.device,
+        )
+        tokens, mask = inputs["input_ids"], inputs["attention_mask"]
+        offsets = torch.tensor(skipped, device=loaded.device)[:, None]
+        positions = inputs["position_ids"] + offsets
+        of_stems = torch.arange(width, device=loaded.device) >= width - offsets
+        mask = torch.cat([of_stems.to(mask.dtype), mask], dim=1)
+        inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+        hidden = _run_lower(loaded, layer, inputs, _fixed_cache(lower))
+        if longest:
+            inputs = {
+                "input_ids": tokens[:, :longest],
+                "attention_mask": mask[:, : width + longest],
+                "position_ids": positions[:, :longest],
+            }
+            prefix = _run_upper(upper, layer, hidden[:, :longest], inputs, prefix)
         return cls(
             upper,
             layer,
@@ -154,13 +185,13 @@ class SuffixBatch:
         with (
             _starting_after(self.upper, self.layer, hidden),
             select_positions(self.upper.layout.head, rows, columns),
-            _attention_kernels(hidden.device),
+            _attention(hidden.device),
         ):
             output = self.upper.model(
                 input_ids=self.tokens,
                 attention_mask=self.mask,
                 position_ids=self.positions,
-                past_key_values=_prefix_cache(self.prefix),
+                past_key_values=_fixed_cache(self.prefix),
                 use_cache=False,
             )
         return output.logits[0].float()
@@ -187,6 +218,71 @@ class SuffixBatch:
         )
 
 
+def _padded(
+    rows: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device
+) -> dict[str, Tensor]:
+    """A model's inputs, padded on both sides so that all ``starts`` share a column."""
+    longest = max(starts)
+    padding = torch.tensor([longest - start for start in starts])
+    ends = padding + torch.tensor([len(row) for row in rows])
+    columns = torch.arange(int(ends.max()))
+    mask = ((columns >= padding[:, None]) & (columns < ends[:, None])).long()
+    tokens = torch.zeros_like(mask)
+    tokens[mask.bool()] = torch.tensor([token for row in rows for token in row], dtype=torch.long)
+    positions = (columns - padding[:, None]).clamp(min=0)
+    inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _left_padded(
+    stems: list[_KeysValues], owners: Sequence[int], lengths: Sequence[int]
+) -> list[_KeysValues]:
+    """Each row's first ``lengths`` tokens of its stem, [b, heads, longest, d_head] a layer."""
+    width = max(lengths)
+    if not width or not stems:
+        return []
+    device = stems[0][0].device
+    rows = torch.tensor(owners, device=device)[:, None]
+    missing = width - torch.tensor(lengths, device=device)[:, None]
+    places = (torch.arange(width, device=device) - missing).clamp(min=0)
+    return [
+        (
+            keys.transpose(1, 2)[rows, places].transpose(1, 2),
+            values.transpose(1, 2)[rows, places].transpose(1, 2),
+        )
+        for keys, values in stems
+    ]
+
+
+@torch.no_grad()
+def _run_lower(
+    loaded: LoadedModel, layer: int, inputs: dict[str, Tensor], cache: DynamicCache | None
+) -> Tensor:
+    """``layer``'s output, [b, tokens, d_model]."""
+    with capture({layer: loaded.layout.decoder_layers[layer]}, "output", stop=True) as seen:
+        loaded.model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None)
+    return seen[layer]
+
+
+@torch.no_grad()
+def _run_upper(
+    upper: LoadedModel,
+    layer: int,
+    hidden: Tensor,
+    inputs: dict[str, Tensor],
+    prefix: list[_KeysValues],
+) -> list[_KeysValues]:
+    """Keys and values of the layers above ``layer``, those of ``prefix`` in front.
+
+    The first above stands for the layers up to ``layer``.
+    """
+    cache = _cache(prefix, DynamicLayer)
+    with _starting_after(upper, layer, hidden):
+        upper.model.base_model(**inputs, past_key_values=cache, use_cache=True)
+    above = _entries(cache)[layer + 1 :]
+    return [above[0]] * (layer + 1) + above if above else []
+
+
 def _starting_after(
     loaded: LoadedModel, layer: int, hidden: Tensor
 ) -> AbstractContextManager[None]:
@@ -198,14 +294,69 @@ def _starting_after(
     )
 
 
-def _attention_kernels(device: torch.device) -> AbstractContextManager[None]:
-    """On the CPU the plain one: flash attention's backward is eight times slower in bfloat16."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+@contextmanager
+def _attention(device: torch.device) -> Iterator[None]:
+    """On the CPU, the plain kernel and keys and values that are not repeated for every head.
+
+    Flash attention's backward is eight times slower there in bfloat16, and repeating the prefix
+    costs more than attending to it.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = partial(_grouped_attention, before)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = before
 
 
-def _prefix_cache(prefix: list[tuple[Tensor, Tensor]]) -> DynamicCache | None:
-    if not prefix:
-        return None
+def _grouped_attention(
+    attend: Callable[..., tuple[Tensor, None]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention in which the heads that share keys and values are further queries of one head.
+
+    Args:
+        attend: attention without sharing.
+        query: [b, heads, s, d_head].
+        key, value: [b, groups, t, d_head].
+        attention_mask: [b, 1, s, t].
+
+    Returns:
+        [b, s, heads, d_head].
+    """
+    batch, heads, length, width = query.shape
+    groups = key.shape[1]
+    if heads == groups or attention_mask is None or options.get("position_bias") is not None:
+        return attend(module, query, key, value, attention_mask, **options)
+    packed = query.reshape(batch, groups, -1, width)
+    mask = attention_mask.repeat(1, 1, heads // groups, 1)
+    output, _ = attend(None, packed, key, value, mask, **options)
+    return output.transpose(1, 2).reshape(batch, heads, length, -1).transpose(1, 2), None
+
+
+def _cache(prefix: list[_KeysValues], kind: type[DynamicLayer]) -> DynamicCache:
+    """Layers that hold the prefix already."""
     cache = DynamicCache()
-    cache.layers = [_PrefixLayer(keys, values) for keys, values in prefix]
+    for keys, values in prefix:
+        entry = kind()
+        entry.lazy_initialization(keys, values)
+        entry.keys, entry.values = keys, values
+        cache.layers.append(entry)
     return cache
+
+
+def _fixed_cache(prefix: list[_KeysValues]) -> DynamicCache | None:
+    return _cache(prefix, _PrefixLayer) if prefix else None
+
+
+def _entries(cache: DynamicCache) -> list[_KeysValues]:
+    return [(entry.keys, entry.values) for entry in cache.layers]  # type: ignore[union-attr, misc]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sphere_bench.models.hooks import hidden_states
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.suffix import SuffixBatch, with_upper_layers_in
+from sphere_bench.models.suffix import Stems, SuffixBatch, with_upper_layers_in
 from tests.tiny_models import CONFIGS, tiny_model
 
 LAYER = 1
@@ -71,6 +71,35 @@ def test_a_batch_that_lost_rows_gives_the_same_logits(architecture: str, kept: l
         part = suffix_logits(batch.keep(torch.tensor(kept)), delta[kept])
     for row, logits in zip(kept, part, strict=True):
         torch.testing.assert_close(logits, whole[row], rtol=1e-4, atol=1e-4)
+
+
+STEMS = [[5, 6, 7], [], [30]]
+STEMMED_ROWS = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 11, 12, 13, 14], [40, 41, 42], [30, 31, 32]]
+STEMMED_STARTS = [3, 5, 1, 2]
+OWNERS = [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [None, [0, 2], [2], [3]])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_shared_beginnings_give_the_same_logits(
+    architecture: str, kept: list[int] | None, precision: torch.dtype
+) -> None:
+    loaded = tiny_model(architecture)
+    upper = with_upper_layers_in(loaded, LAYER, precision)
+    stems = Stems.build(loaded, STEMS, LAYER, upper)
+    inputs = (loaded, STEMMED_ROWS, STEMMED_STARTS, LAYER, upper)
+    plain, shared = SuffixBatch.build(*inputs), SuffixBatch.build(*inputs, stems, OWNERS)
+    delta = torch.randn(len(STEMMED_ROWS), loaded.model.config.hidden_size)
+    if kept is not None:
+        plain, shared = (batch.keep(torch.tensor(kept)) for batch in (plain, shared))
+        delta = delta[kept]
+    tolerance = 1e-4 if precision == torch.float32 else 5e-2
+    with torch.no_grad():
+        pairs = zip(suffix_logits(shared, delta), suffix_logits(plain, delta), strict=True)
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    assert torch.equal(shared.mask, plain.mask)
 
 
 def test_replaying_leaves_the_model_as_it_was() -> None:
