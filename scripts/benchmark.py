@@ -68,9 +68,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--statistics-tokens",
         type=_count,
-        default=4096,
         metavar="N",
-        help="of text that key statistics are taken of (4096)",
+        help="of text that key statistics are taken of (as many as a run takes); 0 leaves them out",
     )
     add("overrides", nargs="*", metavar="KEY=VALUE", help="as for sphere-bench run")
     return parser.parse_intermixed_args(arguments)

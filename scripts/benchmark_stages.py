@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,15 +20,13 @@ from benchmark_work import (
 )
 from hydra.utils import instantiate
 
-from sphere_bench.data.corpus import corpus_texts
 from sphere_bench.data.records import EditRequest, Record
 from sphere_bench.editing.editor import LocateThenEdit
 from sphere_bench.editing.pipeline import BatchReport
-from sphere_bench.editing.statistics import GENERATED, second_moments
+from sphere_bench.editing.statistics import ordinary_texts, second_moments, token_count
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.protocol import score_records
 from sphere_bench.geometry.energy import row_geometry
-from sphere_bench.models.sampling import self_written_texts
 from sphere_bench.models.tokens import encode
 from sphere_bench.run import build_dataset, build_model, build_setup
 from sphere_bench.runner import peak_memory_bytes
@@ -152,21 +151,26 @@ class Benchmark:
             plain += self._seconds(score_record, self.loaded, pairs) / self.sample
         self._add("stage", "evaluation", "s/record", own / len(self.records), plain or None)
 
-    def statistics(self, tokens: int) -> None:
+    def statistics(self, tokens: int | None) -> None:
         """Seconds that all edited layers take for a thousand tokens of text."""
-        if not tokens:
+        if tokens == 0:
             return
         self._tell("key statistics")
-        corpus, layers = self.config.statistics.corpus, self.setup.weights.layers
-        source = self_written_texts(self.loaded) if corpus == GENERATED else corpus_texts(corpus)
+        config, layers = self.config.statistics, self.setup.weights.layers
+        wanted = token_count(self.loaded, layers, tokens or config.tokens)
         texts: list[str] = []
         ids: list[list[int]] = []
-        while sum(map(len, ids)) < tokens and (text := next(source, None)) is not None:
+        for text in ordinary_texts(self.loaded, config.corpus):
             texts.append(text)
             ids.append(encode(self.loaded.tokenizer, text).ids)
+            if sum(map(len, ids)) >= wanted:
+                break
         count = sum(map(len, ids))
+        size = config.tokens_per_batch
         second_moments(self.loaded, layers, texts[:1], len(ids[0]))
-        own = self._seconds(second_moments, self.loaded, layers, texts, count)
+        own = self._seconds(
+            partial(second_moments, tokens_per_batch=size), self.loaded, layers, texts, count
+        )
         plain = 0.0
         for layer in layers if self.sample else ():
             plain += self._seconds(second_moment, self.loaded, layer, ids)

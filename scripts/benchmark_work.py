@@ -3,8 +3,9 @@
 A request's delta changes its own suffixes only, subject's last token to target's last but one, in
 the layers above z. That is the useful work: an iteration runs those tokens through those layers,
 and the places whose logits are asked for through the head; every iteration but a request's last
-one then takes the gradient of the activations. Finding the prefixes' keys and values once, padding
-and attention scores are not counted.
+one then takes the gradient of the activations. Before the first, every prefix runs once, what the
+prompts behind a context share once for all of them, and the suffixes run up to z. Padding and
+attention scores are not counted.
 """
 
 from collections import Counter
@@ -19,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.pipeline import EditingSetup
-from sphere_bench.editing.prompts import prompt_with_target
+from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
 from sphere_bench.models.loading import LoadedModel
 
 
@@ -46,16 +47,34 @@ def useful_operations(
     Args:
         iterations: in how many iterations each request took part.
     """
-    layout = setup.loaded.layout
-    above = layout.decoder_layers[setup.weights.layers[-1] + 1 :]
-    layer_size = sum(matrix.numel() for matrix in above.parameters() if matrix.dim() > 1)
-    head_size = sum(matrix.numel() for matrix in layout.head.parameters() if matrix.dim() > 1)
+    layout, layer = setup.loaded.layout, setup.weights.layers[-1]
+    lower = _parameters(layout.decoder_layers[: layer + 1])
+    upper = _parameters(layout.decoder_layers[layer + 1 :])
+    head = _parameters(layout.head)
     total = 0.0
     for request, count in zip(requests, iterations, strict=True):
         work = request_work(setup, request)
         passes = count + (count - 1)  # forward, and back but for the last one
-        total += 2.0 * passes * (work.tokens * layer_size + work.places * head_size)
+        total += passes * (work.tokens * upper + work.places * head)
+        # The suffixes up to z, and the unedited model's answer to the essence prompt.
+        total += work.tokens * lower + (upper + head)
+    return 2.0 * (total + _prefix_tokens(setup, requests) * (lower + upper))
+
+
+def _prefix_tokens(setup: EditingSetup, requests: Sequence[EditRequest]) -> int:
+    """Tokens before the subject's last in all prompts, those that a context's share once."""
+    tokenizer = setup.loaded.tokenizer
+    total = sum(essence_prompt(tokenizer, request).subject_last for request in requests)
+    for context in setup.contexts:
+        texts = [prompt_with_target(tokenizer, request, context) for request in requests]
+        shared = len(shared_beginning(texts))
+        total += shared + sum(text.subject_last - shared for text in texts)
     return total
+
+
+def _parameters(module: nn.Module) -> int:
+    """Entries of the module's matrices."""
+    return sum(matrix.numel() for matrix in module.parameters() if matrix.dim() > 1)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """An edit's prompt behind a context prefix, as tokens, with the subject's last token found."""
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -58,6 +59,13 @@ def essence_prompt(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> 
     ids, offsets = encode(tokenizer, f"{request.subject} is a")
     last = last_token_of(offsets, 0, len(request.subject))
     return PromptTokens(ids[: last + 1], last)
+
+
+def shared_beginning(texts: Sequence[PromptTokens | TargetTokens]) -> list[int]:
+    """The tokens that all texts begin with, before the subject's last one in any."""
+    prefixes = [text.ids[: text.subject_last] for text in texts]
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*prefixes, strict=False))
+    return [column[0] for column in columns]
 
 
 def check_prompts_fit(

@@ -79,7 +79,7 @@ def second_moments(
     Raises:
         SphereBenchError: there is no token in the texts, or keys are not finite.
     """
-    wanted = _token_count(loaded, layers, tokens)
+    wanted = token_count(loaded, layers, tokens)
     windows = token_windows(loaded, texts, wanted, max_length)
     waiting: list[list[int]] = []
     sums = _KeySums(loaded, layers)
@@ -152,7 +152,7 @@ def load_or_compute(
         "dtype": str(loaded.dtype),
         "layers": {layer: _module_name(loaded, layer) for layer in layers},
         "corpus": GENERATED if corpus == GENERATED else corpus_fingerprint(corpus),
-        "tokens": _token_count(loaded, layers, tokens),
+        "tokens": token_count(loaded, layers, tokens),
         "max_length": max_length,
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -245,7 +245,8 @@ def _upper_triangle(keys: Tensor) -> list[Tensor]:
     ]
 
 
-def _token_count(loaded: LoadedModel, layers: Sequence[int], tokens: int | None) -> int:
+def token_count(loaded: LoadedModel, layers: Sequence[int], tokens: int | None) -> int:
+    """How many ``tokens`` stand for, ``None`` meaning ten for every dimension of a key."""
     widest = max(_key_widths(loaded, layers).values())
     return TOKENS_PER_DIMENSION * widest if tokens is None else tokens
 

@@ -5,7 +5,7 @@ MEMIT's optimisation (arXiv 2210.07229, section 4.3.1) for all requests of a bat
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, takewhile
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.prompts import essence_prompt, prompt_with_target
+from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
 from sphere_bench.models.batching import backing_off, token_batches
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.suffix import Stems, SuffixBatch, with_upper_layers_in
@@ -176,12 +176,6 @@ def _first_log_probabilities(batch: SuffixBatch, hidden: Tensor) -> Tensor:
     return batch.logits(hidden, rows, torch.zeros_like(rows)).log_softmax(dim=1)
 
 
-def _shared_beginning(rows: Sequence[list[int]]) -> list[int]:
-    """The tokens that all rows begin with."""
-    columns = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
-    return [column[0] for column in columns]
-
-
 class _Solver:
     """The optimisation for one batch of requests and one size of micro-batch."""
 
@@ -219,10 +213,7 @@ class _Solver:
         suffixes = [text.ids[text.subject_last : -1] for text in texts]
         stems = Stems.build(
             self.loaded,
-            [
-                _shared_beginning([text.ids[: text.subject_last] for text in texts[place::count]])
-                for place in range(count)
-            ],
+            [shared_beginning(texts[place::count]) for place in range(count)],
             self.layer,
             self.upper,
         )

@@ -102,6 +102,20 @@ def test_shared_beginnings_give_the_same_logits(
     assert torch.equal(shared.mask, plain.mask)
 
 
+def test_shared_beginnings_are_not_run_again() -> None:
+    loaded = tiny_model("llama")
+    stems = Stems.build(loaded, STEMS, LAYER, loaded)
+    seen = []
+    handle = loaded.layout.decoder_layers[0].register_forward_pre_hook(
+        lambda _module, inputs: seen.append(inputs[0].shape[1])
+    )
+    SuffixBatch.build(loaded, STEMMED_ROWS, STEMMED_STARTS, LAYER)
+    SuffixBatch.build(loaded, STEMMED_ROWS, STEMMED_STARTS, LAYER, stems=stems, owners=OWNERS)
+    handle.remove()
+    # Prefixes of 5 tokens at most, of which 2 are a row's own; suffixes of 3.
+    assert seen == [5 + 3, 2 + 3]
+
+
 def test_replaying_leaves_the_model_as_it_was() -> None:
     loaded = tiny_model("llama")
     tokens = torch.tensor([ROWS[0]])
