@@ -112,8 +112,8 @@ def test_shared_beginnings_are_not_run_again() -> None:
     SuffixBatch.build(loaded, STEMMED_ROWS, STEMMED_STARTS, LAYER)
     SuffixBatch.build(loaded, STEMMED_ROWS, STEMMED_STARTS, LAYER, stems=stems, owners=OWNERS)
     handle.remove()
-    # Prefixes of 5 tokens at most, of which 2 are a row's own; suffixes of 3.
-    assert seen == [5 + 3, 2 + 3]
+    # Up to z and above it; prefixes of 5 tokens at most, of which 2 are a row's own; suffixes of 3.
+    assert seen == [5 + 3, 5, 2 + 3, 2]
 
 
 def test_replaying_leaves_the_model_as_it_was() -> None:
