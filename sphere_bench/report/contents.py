@@ -218,7 +218,8 @@ def _curves(setting: Setting, scope: str) -> list[Item]:
     collapse: list[Item] = [Note(COLLAPSE), collapse_table(setting, scope)]
     if not _is_series(setting, scope):
         return [Note("Evaluated after one step at most: there is no curve to draw."), *collapse]
-    return [*(score_figures.curves(setting, each) for each in setting.scopes), *collapse]
+    scores = [score_figures.curves(setting, each) for each in setting.scopes]
+    return [*scores, *_drawn(score_figures.perplexity(setting)), *collapse]
 
 
 def _is_series(setting: Setting, scope: str) -> bool:

@@ -45,7 +45,7 @@ def headline_table(setting: Setting, scope: str) -> Table:
             for kind in setting.kinds
             for metric in METRICS
         ),
-        spread("HE change, %", "he_change", 2),
+        spread("HE change, %", "he_change", 3),
     ]
     return Table(
         f"headline-{scope}",

@@ -1,8 +1,10 @@
 """Figures of how the edits fare: scores over the stream, SPHERE's gain, retention, time."""
 
+from itertools import zip_longest
+
 import numpy as np
 import pandas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from sphere_bench.evaluation.metrics import METRICS
 from sphere_bench.recording import STAGES
@@ -24,6 +26,7 @@ from sphere_bench.report.tables import Table
 
 # Enough for a page; more rows or columns are merged.
 _MOST_CELLS = 60
+_MOST_PANELS_ABREAST = 4
 
 
 def curves(setting: Setting, scope: str) -> Drawing:
@@ -55,6 +58,49 @@ def curves(setting: Setting, scope: str) -> Drawing:
         f"Line charts of efficacy, generalization, specificity and score ({kind}, in percent) over "
         f"edits on scope {scope}, a row for each of {', '.join(setting.editors)}, with a line for "
         f"each of {', '.join(setting.variants)}. The last values stand in table headline-{scope}.",
+        figure,
+    )
+
+
+def perplexity(setting: Setting) -> Drawing | None:
+    """Of the fixed text over edits, a panel an editor; None where no run took it."""
+    look = looks(setting)
+    with style():
+        columns = min(len(setting.editors), _MOST_PANELS_ABREAST)
+        count = -(-len(setting.editors) // columns)
+        width = min(9.0, 1.5 + 3.2 * columns)
+        figure, grid = panels(count, columns, 1.9, width=width, sharex="all", sharey="all")
+        every_panel = [axes for row in grid for axes in row]
+        drawn = False
+        for editor, axes in zip_longest(setting.editors, every_panel):
+            if editor is None:
+                axes.set_axis_off()
+                continue
+            for arm in setting.arms_of(editor):
+                series = [_by_edits(run, setting.scopes[0], "perplexity") for run in arm.runs]
+                known = [each.dropna() for each in series if each.notna().any()]
+                if known:
+                    drawn = True
+                    draw_runs(axes, known, look[arm.variant])
+            axes.set_title(editor)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+            axes.set_xlabel("edits")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        for row in grid:
+            row[0].set_ylabel("perplexity")
+        for variant, each in look.items():
+            grid[0][0].plot([], [], color=each.color, linestyle=each.linestyle, label=variant)
+        legend(figure, grid[0][0])
+    if not drawn:
+        return None
+    return Drawing(
+        "perplexity",
+        "Perplexity of a fixed text that no edit is about, on a logarithmic scale: what the edits "
+        "do to everything else.",
+        "Line charts of the perplexity of a fixed text over edits, a panel for each of "
+        f"{', '.join(setting.editors)}, with a line for each of {', '.join(setting.variants)}.",
         figure,
     )
 

@@ -127,7 +127,7 @@ def write_number(value: float | None, digits: int = 1, sign: bool = False) -> st
     assert value is not None
     rounded = round(value, digits) + 0.0  # no minus zero
     plus = "+" if sign else ""
-    text = f"{value:{plus}.0e}" if value and not rounded else f"{rounded:{plus}.{digits}f}"
+    text = f"{value:{plus}.1g}" if value and not rounded else f"{rounded:{plus}.{digits}f}"
     return text.replace("-", "−")
 
 

@@ -25,6 +25,7 @@ from sphere_bench.report.tables import (
         (15000, 0, False, "15000"),
         # What rounding would hide.
         (0.00002, 2, False, "2e−05"),
+        (0.0213, 1, True, "+0.02"),
         (math.nan, 1, False, "–"),
         (None, 1, False, "–"),
     ],
