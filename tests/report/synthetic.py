@@ -38,6 +38,7 @@ def write_run(
     energy: Callable[[int], float] = rising,
     headline: str = "success",
     geometry: bool = True,
+    perplexity: bool = True,
     skipped: Collection[int] = (),
     **config: Any,
 ) -> Path:
@@ -67,6 +68,7 @@ def write_run(
                     **_step_row(step, edits, scope, score, he, headline),
                     "nonfinite": step in skipped,
                     "skipped": step in skipped,
+                    "perplexity": 20.0 * he if perplexity else None,
                 }
                 for scope in ("batch", "seen", "first")
             ],

@@ -57,6 +57,12 @@ def test_one_run(tmp_path):
     assert "Success, %" in html and "Accuracy, %" in html
 
 
+def test_perplexity_is_drawn_where_it_was_taken(tmp_path):
+    assert 'id="figure-perplexity"' in page(write_run(tmp_path / "with"))
+    without = page(write_run(tmp_path / "without", perplexity=False))
+    assert 'id="figure-perplexity"' not in without and 'id="figure-curves-seen"' in without
+
+
 @pytest.mark.parametrize("made", [0, 1])
 def test_a_run_of_one_step_or_none_says_what_it_cannot_tell(tmp_path, made):
     html = page(write_run(tmp_path, steps=1, made=made))
