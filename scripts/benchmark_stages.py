@@ -102,7 +102,11 @@ class Benchmark:
         with count_gradient_tokens(self.loaded) as counted:  # in the first of two iterations
             self._edit(self.requests, steps=2)
         self._tell(f"editing {count} requests")
+        # A machine's speed is not the same all the time: that right before and right after counts.
+        before = self._matrix_product_rates()
         report = self._edit(self.requests)
+        after = self._matrix_product_rates()
+        rates = {dtype: (before[dtype] + after[dtype]) / 2 for dtype in PRECISIONS}
         own = {stage: report.seconds[stage] / count for stage in STAGES}
         numbers = (self.config.energy.exponent, self.config.energy.eps)
         weights = self.setup.weights.current.values()
@@ -125,7 +129,7 @@ class Benchmark:
         for stage, seconds in (("transform", own["transform"]), ("energy", energy)):
             share = 100 * seconds / (total + energy)
             self._add("stage", f"{stage}, share of a batch", "%", share)
-        self._value_solver(report, max(counted.values(), default=0))
+        self._value_solver(report, rates, max(counted.values(), default=0))
         if self.sample:
             # That of the same requests: the work is the same.
             own_loss, plain_loss = (
@@ -192,9 +196,13 @@ class Benchmark:
             self._add("growth", name, "s/batch", found[-1][stage], found[0][stage])
         self._restore()
 
-    def _value_solver(self, report: BatchReport, padded_tokens: int) -> None:
+    def _matrix_product_rates(self) -> dict[torch.dtype, float]:
+        return {dtype: matrix_product_rate(self.device, dtype) for dtype in PRECISIONS}
+
+    def _value_solver(
+        self, report: BatchReport, rates: dict[torch.dtype, float], padded_tokens: int
+    ) -> None:
         """The solver's rate in a batch, and the padding among the tokens of its first iteration."""
-        rates = {dtype: matrix_product_rate(self.device, dtype) for dtype in PRECISIONS}
         for dtype, rate in rates.items():
             self._add("machine", f"matrix product, {_name(dtype)}", "GFLOP/s", rate / 1e9)
         iterations = [len(losses) for losses in report.losses]

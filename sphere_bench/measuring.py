@@ -43,7 +43,6 @@ class StepMeasurer:
     Args:
         weights: the weights under edit, none of which is edited yet.
         evaluator: scores the model after a step.
-        batch_size: edits in a step.
         energy_exponent, energy_eps: of the hyperspherical energy.
         perplexity: of the model as it is now, taken after evaluated steps; ``None`` leaves it out.
     """
@@ -53,14 +52,12 @@ class StepMeasurer:
         weights: EditedWeights,
         evaluator: Evaluator,
         *,
-        batch_size: int,
         energy_exponent: float,
         energy_eps: float,
         perplexity: Callable[[], float] | None = None,
     ) -> None:
         self.weights = weights
         self.evaluator = evaluator
-        self.batch_size = batch_size
         self.energy_exponent = energy_exponent
         self.energy_eps = energy_eps
         self.perplexity = perplexity
@@ -70,16 +67,19 @@ class StepMeasurer:
             layer: principal_plane(weights.pretrained[layer]) for layer in weights.layers
         }
 
-    def measure(self, step: int, edits: int, report: BatchReport | None) -> MeasuredStep:
+    def measure(
+        self, step: int, edits: int, batch_size: int, report: BatchReport | None
+    ) -> MeasuredStep:
         """The rows of ``step``, on the model as it is now.
 
         Args:
             step: batches edited so far; 0 is the unedited model.
             edits: made by then.
+            batch_size: edits in a step.
             report: of the step's batch; ``None`` for the unedited model.
         """
         started = perf_counter()
-        stream = step, edits, self.batch_size, len(self.evaluator.dataset.records)
+        stream = step, edits, batch_size, len(self.evaluator.dataset.records)
         due = self.evaluator.is_due(*stream)
         evaluation = (
             self.evaluator.evaluate(*stream)

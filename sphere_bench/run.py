@@ -143,7 +143,6 @@ def _edit(config: Config, dataset: EditDataset) -> None:
             measurer=StepMeasurer(
                 setup.weights,
                 evaluator,
-                batch_size=config.edits.batch_size,
                 energy_exponent=config.energy.exponent,
                 energy_eps=config.energy.eps,
                 perplexity=perplexity,

@@ -168,7 +168,7 @@ class SequentialRun:
         Returns:
             Whether the model has collapsed.
         """
-        found = self.measurer.measure(step, self._edits(step), report)
+        found = self.measurer.measure(step, self._edits(step), self.settings.batch_size, report)
         main = found.steps[0]
         edited = report is not None and not report.skipped
         collapsed = (

@@ -97,7 +97,8 @@ class SuffixBatch:
         mask: 1 at real tokens of prefix and suffix, [b, prefix + s].
         positions: the suffixes' position ids, [b, s].
         prefix: keys and values of the prefixes per layer, each [b, heads, prefix, d_head]; layers
-            up to z are never run again, and the first above stands for all of them.
+            up to z are never run again, and the first above stands for all of them. Empty where
+            no row has a prefix, or no layer is above z.
     """
 
     upper: LoadedModel
@@ -127,7 +128,7 @@ class SuffixBatch:
             starts: each row's position p.
             layer: z.
             upper: the model that runs the layers above z, ``loaded`` itself when ``None``.
-            stems: of these tokens no more are run again than fit where others need padding.
+            stems: their tokens are run again only where a row would be padded otherwise.
             owners: the stem that each row's prefix begins with.
         """
         upper = upper or loaded
@@ -335,8 +336,10 @@ def _grouped_attention(
     """
     batch, heads, length, width = query.shape
     groups = key.shape[1]
-    if heads == groups or attention_mask is None or options.get("position_bias") is not None:
+    shared_mask = attention_mask is not None and attention_mask.shape[1:3] == (1, length)
+    if heads == groups or not shared_mask or options.get("position_bias") is not None:
         return attend(module, query, key, value, attention_mask, **options)
+    assert attention_mask is not None
     packed = query.reshape(batch, groups, -1, width)
     mask = attention_mask.repeat(1, 1, heads // groups, 1)
     output, _ = attend(None, packed, key, value, mask, **options)

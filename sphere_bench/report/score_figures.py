@@ -87,6 +87,7 @@ def perplexity(setting: Setting) -> Drawing | None:
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
             axes.set_xlabel("edits")
+            axes.tick_params(labelbottom=True)  # nothing may stand below it
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         for row in grid:
             row[0].set_ylabel("perplexity")
@@ -97,8 +98,8 @@ def perplexity(setting: Setting) -> Drawing | None:
         return None
     return Drawing(
         "perplexity",
-        "Perplexity of a fixed text that no edit is about, on a logarithmic scale: what the edits "
-        "do to everything else.",
+        "Perplexity of one fixed text (perplexity.corpus) on a logarithmic scale; a line ends "
+        "where it is no longer finite.",
         "Line charts of the perplexity of a fixed text over edits, a panel for each of "
         f"{', '.join(setting.editors)}, with a line for each of {', '.join(setting.variants)}.",
         figure,
