@@ -170,11 +170,13 @@ class Benchmark:
             if sum(map(len, ids)) >= wanted:
                 break
         count = sum(map(len, ids))
-        size = config.tokens_per_batch
-        second_moments(self.loaded, layers, texts[:1], len(ids[0]))
-        own = self._seconds(
-            partial(second_moments, tokens_per_batch=size), self.loaded, layers, texts, count
+        measure = partial(
+            second_moments,
+            max_length=config.max_length,
+            tokens_per_batch=config.tokens_per_batch,
         )
+        measure(self.loaded, layers, texts[:1], len(ids[0]))
+        own = self._seconds(measure, self.loaded, layers, texts, count)
         plain = 0.0
         for layer in layers if self.sample else ():
             plain += self._seconds(second_moment, self.loaded, layer, ids)

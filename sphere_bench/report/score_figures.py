@@ -64,6 +64,8 @@ def curves(setting: Setting, scope: str) -> Drawing:
 
 def perplexity(setting: Setting) -> Drawing | None:
     """Of the fixed text over edits, a panel an editor; None where no run took it."""
+    if not any(run.evaluated["perplexity"].notna().any() for run in setting.runs):
+        return None
     look = looks(setting)
     with style():
         columns = min(len(setting.editors), _MOST_PANELS_ABREAST)
@@ -71,7 +73,6 @@ def perplexity(setting: Setting) -> Drawing | None:
         width = min(9.0, 1.5 + 3.2 * columns)
         figure, grid = panels(count, columns, 1.9, width=width, sharex="all", sharey="all")
         every_panel = [axes for row in grid for axes in row]
-        drawn = False
         for editor, axes in zip_longest(setting.editors, every_panel):
             if editor is None:
                 axes.set_axis_off()
@@ -80,7 +81,6 @@ def perplexity(setting: Setting) -> Drawing | None:
                 series = [_by_edits(run, setting.scopes[0], "perplexity") for run in arm.runs]
                 known = [each.dropna() for each in series if each.notna().any()]
                 if known:
-                    drawn = True
                     draw_runs(axes, known, look[arm.variant])
             axes.set_title(editor)
             axes.set_yscale("log")
@@ -94,8 +94,6 @@ def perplexity(setting: Setting) -> Drawing | None:
         for variant, each in look.items():
             grid[0][0].plot([], [], color=each.color, linestyle=each.linestyle, label=variant)
         legend(figure, grid[0][0])
-    if not drawn:
-        return None
     return Drawing(
         "perplexity",
         "Perplexity of one fixed text (perplexity.corpus) on a logarithmic scale; a line ends "
