@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -28,7 +29,7 @@ from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.protocol import score_records
 from sphere_bench.geometry.energy import row_geometry
 from sphere_bench.models.tokens import encode
-from sphere_bench.run import build_dataset, build_model, build_setup
+from sphere_bench.run import build_dataset, build_model, build_setup, dtype_named
 from sphere_bench.runner import peak_memory_bytes
 from sphere_bench.schema import Config
 from tests.reference import memit
@@ -156,7 +157,11 @@ class Benchmark:
         self._add("stage", "evaluation", "s/record", own / len(self.records), plain or None)
 
     def statistics(self, tokens: int | None) -> None:
-        """Seconds that all edited layers take for a thousand tokens of text."""
+        """Seconds that all edited layers take for a thousand tokens of text.
+
+        One pass for all layers and the reference's passes take turns, so that a machine whose
+        speed drifts is as fast for one as for the other; the median pass counts.
+        """
         if tokens == 0:
             return
         self._tell("key statistics")
@@ -174,14 +179,18 @@ class Benchmark:
             second_moments,
             max_length=config.max_length,
             tokens_per_batch=config.tokens_per_batch,
+            precision=dtype_named(config.precision),
         )
         measure(self.loaded, layers, texts[:1], len(ids[0]))
-        own = self._seconds(measure, self.loaded, layers, texts, count)
+        own = [self._seconds(measure, self.loaded, layers, texts, count)]
         plain = 0.0
         for layer in layers if self.sample else ():
             plain += self._seconds(second_moment, self.loaded, layer, ids)
+            own.append(self._seconds(measure, self.loaded, layers, texts, count))
         scale = 1000 / count
-        self._add("stage", "statistics", "s/1000 tokens", scale * own, scale * plain or None)
+        self._add(
+            "stage", "statistics", "s/1000 tokens", scale * median(own), scale * plain or None
+        )
 
     def growth(self, steps: int, edits: int) -> None:
         """The last of many batches and the first, all of the same requests and iterations."""

@@ -17,6 +17,7 @@ from sphere_bench.signatures import check_arguments
 from sphere_bench.tracking import check_trackers, open_trackers
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from sphere_bench.data.records import EditDataset
@@ -165,8 +166,6 @@ def build_setup(
     Args:
         contexts: those of a run that is resumed; otherwise the configuration's, or generated.
     """
-    import torch
-
     from sphere_bench.editing.contexts import fixed_contexts, generated_contexts
     from sphere_bench.editing.numerics import Numerics
     from sphere_bench.editing.pipeline import EditingSetup
@@ -181,11 +180,13 @@ def build_setup(
             else fixed_contexts(config.values.contexts)
         )
     sphere = asdict(config.sphere)
-    precision = getattr(torch, config.values.precision) if config.values.precision else None
     return EditingSetup(
         loaded=loaded,
         weights=EditedWeights(loaded.layout, config.editor.layers),
-        values=ValueSettings(**asdict(config.model.values), precision=precision),
+        values=ValueSettings(
+            **asdict(config.model.values),
+            precision=dtype_named(config.values.precision),
+        ),
         contexts=contexts,
         second_moments=lambda: key_statistics(config, loaded),
         stream=[record.request for record in dataset.records],
@@ -271,4 +272,12 @@ def key_statistics(config: Config, loaded: LoadedModel) -> Mapping[int, Tensor]:
         statistics.cache,
         max_length=statistics.max_length,
         tokens_per_batch=statistics.tokens_per_batch,
+        precision=dtype_named(statistics.precision),
     )
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The torch dtype that a configuration names; null names none."""
+    import torch
+
+    return getattr(torch, name) if name else None

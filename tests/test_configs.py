@@ -173,6 +173,7 @@ def test_an_experiment_is_the_papers_setting():
         ("values.contexts=['a {}','b']", r"values\.contexts: 'b' must hold exactly one \{\}"),
         ("values.contexts=['{} {}']", r"values\.contexts: '\{\} \{\}'"),
         ("statistics.tokens=0", r"statistics\.tokens=0"),
+        ("statistics.precision=half", r"statistics\.precision=half: must be one of float32"),
         ("energy.exponent=0", r"energy\.exponent=0"),
         ("energy.eps=0", r"energy\.eps=0"),
         ("evaluation.every=0", r"evaluation\.every=0"),

@@ -27,6 +27,7 @@ from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.fingerprint import model_fingerprint, tensors_fingerprint
 from sphere_bench.models.hooks import capture
 from sphere_bench.models.loading import LoadedModel
+from sphere_bench.models.precision import with_layers_in
 from sphere_bench.models.sampling import self_written_texts
 from sphere_bench.models.tokens import token_windows
 
@@ -40,6 +41,8 @@ TOKENS_PER_BATCH = 2048
 _WINDOWS_AT_A_TIME = 256
 # Of the sums of k k^T computed at a time; only what lies right of the diagonal is.
 _ROWS_OF_SUMS = 256
+# Summed in single precision, which a matrix product adds to at no cost, before they join the rest.
+_TOKENS_IN_SINGLE = 16384
 
 
 class SecondMoments(NamedTuple):
@@ -62,6 +65,7 @@ def second_moments(
     *,
     max_length: int = MAX_LENGTH,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    precision: torch.dtype | None = None,
 ) -> SecondMoments:
     """C of several layers over the first ``tokens`` tokens of ``texts``, in one pass.
 
@@ -75,10 +79,13 @@ def second_moments(
         tokens: ten for every dimension of a key when ``None``.
         max_length: see :func:`token_windows`.
         tokens_per_batch: padded tokens in one forward.
+        precision: dtype of the forward, the model's own when ``None``; sums are never less exact
+            than float32.
 
     Raises:
         SphereBenchError: there is no token in the texts, or keys are not finite.
     """
+    loaded = with_layers_in(loaded, range(max(layers) + 1), precision or loaded.dtype)
     wanted = token_count(loaded, layers, tokens)
     windows = token_windows(loaded, texts, wanted, max_length)
     waiting: list[list[int]] = []
@@ -126,6 +133,7 @@ def load_or_compute(
     *,
     max_length: int = MAX_LENGTH,
     tokens_per_batch: int = TOKENS_PER_BATCH,
+    precision: torch.dtype | None = None,
 ) -> dict[int, Tensor]:
     """C of ``layers`` from the cache, or computed and put there.
 
@@ -137,7 +145,8 @@ def load_or_compute(
         corpus: see :func:`sphere_bench.data.corpus.corpus_texts`, or ``generated`` for text that
             the model writes itself.
         cache_dir: :func:`default_cache_dir` when ``None``.
-        loaded, layers, tokens, max_length, tokens_per_batch: see :func:`second_moments`.
+        loaded, layers, tokens, max_length, tokens_per_batch, precision: see
+            :func:`second_moments`.
 
     Returns:
         Layer to C [d_in, d_in], float64, on the model's device.
@@ -149,7 +158,7 @@ def load_or_compute(
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     content = {
         "model": model_fingerprint(loaded),
-        "dtype": str(loaded.dtype),
+        "dtype": str(precision or loaded.dtype),
         "layers": {layer: _module_name(loaded, layer) for layer in layers},
         "corpus": GENERATED if corpus == GENERATED else corpus_fingerprint(corpus),
         "tokens": token_count(loaded, layers, tokens),
@@ -168,6 +177,7 @@ def load_or_compute(
         tokens,
         max_length=max_length,
         tokens_per_batch=tokens_per_batch,
+        precision=precision,
     )
     _write(file, moments, {**content, "tokens_seen": seen})
     return moments
@@ -195,37 +205,45 @@ class _KeySums:
         self.tokens = 0
         self._loaded = loaded
         self._projections = {layer: loaded.layout.projection(layer) for layer in layers}
-        self._device = _double_device(loaded)
         self._sums = {
-            layer: torch.zeros(width, width, dtype=torch.float64, device=self._device)
+            layer: torch.zeros(width, width, dtype=torch.float64, device=_double_device(loaded))
             for layer, width in _key_widths(loaded, layers).items()
         }
+        # In blocks of rows, each from its first entry on the diagonal on.
+        self._latest = {
+            layer: [
+                torch.zeros(min(_ROWS_OF_SUMS, width - start), width - start, device=loaded.device)
+                for start in range(0, width, _ROWS_OF_SUMS)
+            ]
+            for layer, width in _key_widths(loaded, layers).items()
+        }
+        self._latest_tokens = 0
 
     @torch.no_grad()
     def add(self, windows: list[list[int]]) -> int:
         """Add the keys of a batch of windows and return how many there were."""
+        if self._latest_tokens >= _TOKENS_IN_SINGLE:
+            self._collect()
         device = self._loaded.device
         tokens = pad_right(windows).to(device)
         lengths = torch.tensor([len(window) for window in windows], device=device)
         real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [b, s]
         with capture(self._projections, "input", stop=True) as captured:
             self._loaded.model.base_model(input_ids=tokens, use_cache=False)
-        # A batch's own sum is as exact as its keys; double precision is for the many batches.
-        parts = {
-            layer: [part.to(self._device) for part in _upper_triangle(seen[real].float())]
-            for layer, seen in captured.items()
-        }
-        # All memory is taken by now: a batch is never added to some layers only.
-        for layer, sums in self._sums.items():
-            for index, part in enumerate(parts[layer]):
-                start = index * _ROWS_OF_SUMS
-                sums[start : start + len(part), start:] += part
+        # All memory is taken before anything is added: never to some layers only.
+        keys = {layer: seen[real].float() for layer, seen in captured.items()}
+        for layer, blocks in self._latest.items():
+            rows = keys[layer].T.split(_ROWS_OF_SUMS)
+            for index, (block, own) in enumerate(zip(blocks, rows, strict=True)):
+                block.addmm_(own, keys[layer][:, index * _ROWS_OF_SUMS :])
         added = sum(map(len, windows))
         self.tokens += added
+        self._latest_tokens += added
         return added
 
     def means(self) -> dict[int, Tensor]:
         """C of every layer; nothing can be added afterwards."""
+        self._collect()
         for layer, sums in self._sums.items():
             # An entry off the diagonal is finite if the two of its row and column on it are.
             if not torch.isfinite(sums.diagonal()).all():
@@ -236,13 +254,15 @@ class _KeySums:
             sums += sums.triu(1).T
         return self._sums
 
-
-def _upper_triangle(keys: Tensor) -> list[Tensor]:
-    """Keys [n, d_in] to K^T K in blocks of rows, each from its first diagonal entry on."""
-    return [
-        block.T @ keys[:, index * _ROWS_OF_SUMS :]
-        for index, block in enumerate(keys.split(_ROWS_OF_SUMS, dim=1))
-    ]
+    def _collect(self) -> None:
+        for layer, blocks in self._latest.items():
+            for index, block in enumerate(blocks):
+                start = index * _ROWS_OF_SUMS
+                self._sums[layer][start : start + len(block), start:] += block.to(
+                    _double_device(self._loaded)
+                )
+                block.zero_()
+        self._latest_tokens = 0
 
 
 def token_count(loaded: LoadedModel, layers: Sequence[int], tokens: int | None) -> int:

@@ -16,7 +16,8 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
 from sphere_bench.models.batching import backing_off, token_batches
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.suffix import Stems, SuffixBatch, with_upper_layers_in
+from sphere_bench.models.precision import with_layers_in
+from sphere_bench.models.suffix import Stems, SuffixBatch
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def solve_target_values(
         reference_norms: [n] to stand in for ||h0|| in the clamp and the weight decay.
     """
 
-    upper = with_upper_layers_in(loaded, layer, settings.precision or loaded.dtype)
+    above = range(layer + 1, len(loaded.layout))
+    upper = with_layers_in(loaded, above, settings.precision or loaded.dtype)
 
     def solve(tokens: int) -> TargetValues:
         solver = _Solver(loaded, upper, requests, layer, contexts, settings, tokens)

@@ -7,12 +7,11 @@ runs the layers above z for the tokens from p on only.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from sphere_bench.models.attention import replay_attention
@@ -33,23 +32,6 @@ class _PrefixLayer(DynamicLayer):
             torch.cat([self.keys, key_states], dim=-2),
             torch.cat([self.values, value_states], dim=-2),
         )
-
-
-def with_upper_layers_in(loaded: LoadedModel, layer: int, dtype: torch.dtype) -> LoadedModel:
-    """The model with all that a replay behind ``layer`` runs in ``dtype``.
-
-    Embeddings, head and the layers above are copies; the layers up to ``layer`` are the model's
-    own. Where the model has that dtype anyway it is the model itself.
-    """
-    if dtype == loaded.dtype:
-        return loaded
-    lower = list(loaded.layout.decoder_layers[: layer + 1])
-    kept = {id(parameter) for module in lower for parameter in module.parameters()}
-    memo: dict[int, Any] = {id(shared): shared for shared in (loaded.tokenizer, *lower)}
-    for parameter in loaded.model.parameters():
-        if id(parameter) not in kept:
-            memo[id(parameter)] = nn.Parameter(parameter.to(dtype), requires_grad=False)
-    return deepcopy(loaded, memo)
 
 
 @dataclass(frozen=True)

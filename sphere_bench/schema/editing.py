@@ -70,12 +70,16 @@ class ContextsConfig:
 
 @dataclass
 class StatisticsConfig:
-    """Text for key statistics; ``tokens`` null is ten times the width of the keys."""
+    """Text for key statistics, and how the forwards over it are run.
+
+    ``tokens`` null is ten times the width of the keys, ``precision`` null the model's own.
+    """
 
     corpus: str
     tokens: int | None
     max_length: int
     tokens_per_batch: int
+    precision: str | None
     cache: str | None
 
     def __post_init__(self) -> None:
@@ -83,6 +87,7 @@ class StatisticsConfig:
             check_at_least("statistics.tokens", self.tokens, 1)
         check_at_least("statistics.max_length", self.max_length, 1)
         check_at_least("statistics.tokens_per_batch", self.tokens_per_batch, 1)
+        check_choice("statistics.precision", self.precision, (*DTYPES, None))
 
 
 @dataclass

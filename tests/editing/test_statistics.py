@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sphere_bench.editing import statistics
 from sphere_bench.editing.statistics import default_cache_dir, load_or_compute, second_moments
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.fingerprint import model_fingerprint
@@ -96,6 +97,27 @@ def test_moments_do_not_change_when_memory_runs_out_halfway(llama):
         torch.testing.assert_close(result.moments[layer], moment, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("tokens_in_single", [1, 30])
+def test_moments_do_not_depend_on_how_long_sums_stay_in_single_precision(
+    llama, monkeypatch, tokens_in_single
+):
+    expected = second_moments(llama, [0, 1], TEXTS, 90).moments
+    monkeypatch.setattr(statistics, "_TOKENS_IN_SINGLE", tokens_in_single)
+    result = second_moments(llama, [0, 1], TEXTS, 90, tokens_per_batch=20)
+    for layer, moment in expected.items():
+        torch.testing.assert_close(result.moments[layer], moment, rtol=1e-5, atol=1e-7)
+
+
+def test_keys_of_a_bfloat16_forward_give_nearly_the_same_moments(loaded):
+    expected = second_moments(loaded, [0, 1], TEXTS, 90).moments
+    result = second_moments(loaded, [0, 1], TEXTS, 90, precision=torch.bfloat16)
+    for layer, moment in expected.items():
+        found = result.moments[layer]
+        assert found.dtype == torch.float64
+        assert 1e-6 * moment.norm() < (found - moment).norm() < 2e-2 * moment.norm()
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+
+
 def test_the_default_number_of_tokens_is_ten_for_every_dimension_of_a_key(llama):
     result = second_moments(llama, [0], TEXTS * 100)
     assert result.tokens == 10 * llama.layout.weight(0).shape[1]
@@ -152,11 +174,11 @@ def test_where_model_and_corpus_lie_does_not_matter_to_the_cache(corpus, tmp_pat
     load_or_compute(second, [1], str(moved), 30, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("change", ["weights", "corpus", "tokens", "layers", "window"])
+@pytest.mark.parametrize("change", ["weights", "corpus", "tokens", "layers", "window", "precision"])
 def test_a_change_of_what_the_moments_come_from_misses_the_cache(change, llama, corpus, tmp_path):
     cache = tmp_path / "cache"
     load_or_compute(llama, [0, 1], str(corpus), 30, cache)
-    layers, tokens, window = [0, 1], 30, 512
+    layers, tokens, window, precision = [0, 1], 30, 512, None
     if change == "weights":
         llama.layout.weight(0)[3, 4] += 1e-3
     elif change == "corpus":
@@ -165,9 +187,13 @@ def test_a_change_of_what_the_moments_come_from_misses_the_cache(change, llama, 
         tokens = 31
     elif change == "layers":
         layers = [0, 2]
-    else:
+    elif change == "window":
         window = 16
-    load_or_compute(llama, layers, str(corpus), tokens, cache, max_length=window)
+    else:
+        precision = torch.bfloat16
+    load_or_compute(
+        llama, layers, str(corpus), tokens, cache, max_length=window, precision=precision
+    )
     assert len(list(cache.iterdir())) == 2
 
 

@@ -6,16 +6,17 @@ from torch import Tensor
 
 from sphere_bench.models.hooks import hidden_states
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.suffix import (
-    Stems,
-    SuffixBatch,
-    with_upper_layers_in,
-)
+from sphere_bench.models.precision import with_layers_in
+from sphere_bench.models.suffix import Stems, SuffixBatch
 from tests.tiny_models import CONFIGS, tiny_model
 
 LAYER = 1
 ROWS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21, 22], [30, 31, 32, 33], [44]]
 STARTS = [7, 1, 0, 0]
+
+
+def above_in(loaded: LoadedModel, dtype: torch.dtype) -> LoadedModel:
+    return with_layers_in(loaded, range(LAYER + 1, len(loaded.layout)), dtype)
 
 
 def full_logits(loaded: LoadedModel, row: list[int], start: int, delta: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def test_shared_beginnings_give_the_same_logits(
     architecture: str, kept: list[int] | None, precision: torch.dtype
 ) -> None:
     loaded = tiny_model(architecture)
-    upper = with_upper_layers_in(loaded, LAYER, precision)
+    upper = above_in(loaded, precision)
     stems = Stems.build(loaded, STEMS, LAYER, upper)
     inputs = (loaded, STEMMED_ROWS, STEMMED_STARTS, LAYER, upper)
     plain, shared = SuffixBatch.build(*inputs), SuffixBatch.build(*inputs, stems, OWNERS)
@@ -134,7 +135,7 @@ def test_replaying_leaves_the_model_as_it_was() -> None:
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_upper_layers_in_bfloat16_say_nearly_the_same(architecture: str) -> None:
     loaded = tiny_model(architecture)
-    upper = with_upper_layers_in(loaded, LAYER, torch.bfloat16)
+    upper = above_in(loaded, torch.bfloat16)
     plain = SuffixBatch.build(loaded, ROWS, STARTS, LAYER)
     rounded = SuffixBatch.build(loaded, ROWS, STARTS, LAYER, upper)
     assert torch.equal(rounded.hidden, plain.hidden)
@@ -144,13 +145,3 @@ def test_upper_layers_in_bfloat16_say_nearly_the_same(architecture: str) -> None
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).norm() < 0.05 * theirs.norm()
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
-
-
-def test_upper_layers_share_the_lower_ones() -> None:
-    loaded = tiny_model("gpt2")
-    assert with_upper_layers_in(loaded, LAYER, torch.float32) is loaded
-    upper = with_upper_layers_in(loaded, LAYER, torch.bfloat16)
-    dtypes = [upper.layout.weight(layer).dtype for layer in range(len(upper.layout))]
-    assert dtypes == [torch.float32] * (LAYER + 1) + [torch.bfloat16] * (len(dtypes) - LAYER - 1)
-    assert upper.layout.weight(LAYER).data_ptr() == loaded.layout.weight(LAYER).data_ptr()
-    assert upper.tokenizer is loaded.tokenizer

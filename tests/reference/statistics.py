@@ -11,9 +11,9 @@ from sphere_bench.models.loading import LoadedModel
 
 @torch.no_grad()
 def second_moment(loaded: LoadedModel, layer: int, texts: Iterable[Sequence[int]]) -> Tensor:
-    """C [d_in, d_in] over all tokens of the texts: a text's sum in float32, as published."""
+    """C [d_in, d_in] over all tokens of the texts, summed in float32 as published."""
     width = loaded.layout.weight(layer).shape[1]
-    total = torch.zeros(width, width, dtype=torch.float64, device=loaded.device)
+    total = torch.zeros(width, width, device=loaded.device)
     count = 0
     for ids in texts:
         with capture({0: loaded.layout.projection(layer)}, "input", stop=True) as captured:
@@ -21,4 +21,4 @@ def second_moment(loaded: LoadedModel, layer: int, texts: Iterable[Sequence[int]
         keys = captured[0][0].float()
         total += keys.T @ keys
         count += len(keys)
-    return total / count
+    return total.double() / count
