@@ -22,7 +22,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.pipeline import EditingSetup
-from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
+from sphere_bench.editing.prompts import (
+    PromptTokens,
+    TargetTokens,
+    essence_prompt,
+    prompt_with_target,
+    shared_beginning,
+)
 from sphere_bench.models.loading import LoadedModel
 
 
@@ -64,13 +70,18 @@ def useful_operations(
 
 
 def _prefix_tokens(setup: EditingSetup, requests: Sequence[EditRequest]) -> int:
-    """Tokens before the subject's last in all prompts, those that a context's share once."""
+    """Tokens before the subject's last in all prompts, those that all of a kind share once."""
     tokenizer = setup.loaded.tokenizer
-    total = sum(essence_prompt(tokenizer, request).subject_last for request in requests)
+    kinds: list[list[PromptTokens] | list[TargetTokens]] = [
+        [essence_prompt(tokenizer, request) for request in requests]
+    ]
     for context in setup.contexts:
-        texts = [prompt_with_target(tokenizer, request, context) for request in requests]
-        shared = len(shared_beginning(texts))
-        total += shared + sum(text.subject_last - shared for text in texts)
+        kinds.append([prompt_with_target(tokenizer, request, context) for request in requests])
+    total = 0
+    for texts in kinds:
+        prefixes = [text.ids[: text.subject_last] for text in texts]
+        shared = len(shared_beginning(prefixes))
+        total += shared + sum(len(prefix) - shared for prefix in prefixes)
     return total
 
 

@@ -13,6 +13,7 @@ from scripts.benchmark_work import count_gradient_tokens, request_work, useful_o
 from sphere_bench.editing.pipeline import EditingSetup
 from sphere_bench.editing.values import ValueSettings, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
+from sphere_bench.models import batching
 from tests.golden_numbers import load_golden
 from tests.tiny_models import tiny_model
 
@@ -64,14 +65,17 @@ def test_an_editor_without_target_values_is_refused_in_one_line(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_useful_operations_are_those_of_matrix_products_without_padding(architecture: str) -> None:
+def test_useful_operations_are_those_of_matrix_products_without_padding(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "_TOKENS_A_FORWARD_IS_WORTH", 0)  # so nothing is padded
     loaded = tiny_model(architecture)
     request = load_golden("tiny-llama").requests[0]
     setup = EditingSetup(
         loaded=loaded,
         weights=EditedWeights(loaded.layout, [0, 1]),
         values=ValueSettings(),
-        contexts=["{}"],  # one row, so nothing is padded
+        contexts=["{}"],
         second_moments=dict,
         stream=[request],
         sphere=None,

@@ -61,10 +61,9 @@ def essence_prompt(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> 
     return PromptTokens(ids[: last + 1], last)
 
 
-def shared_beginning(texts: Sequence[PromptTokens | TargetTokens]) -> list[int]:
-    """The tokens that all texts begin with, before the subject's last one in any."""
-    prefixes = [text.ids[: text.subject_last] for text in texts]
-    columns = takewhile(lambda column: len(set(column)) == 1, zip(*prefixes, strict=False))
+def shared_beginning(rows: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all rows begin with."""
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
     return [column[0] for column in columns]
 
 

@@ -108,74 +108,105 @@ class _Loss(NamedTuple):
     misses: Tensor
 
 
+class _Text(NamedTuple):
+    """What a forward runs for a request.
+
+    Attributes:
+        ids: tokens, without those that nothing is asked behind.
+        start: index of the subject's last token.
+        request: the request's index.
+        kind: index of the context, or the number of contexts for the essence prompt.
+        target: tokens to predict, the last one behind all of ``ids``; none for the essence prompt.
+    """
+
+    ids: list[int]
+    start: int
+    request: int
+    kind: int
+    target: list[int]
+
+
 @dataclass(frozen=True)
 class _Rows:
-    """One micro-batch of texts and the request that each belongs to ([b])."""
+    """One micro-batch of texts, essence prompts first.
+
+    Attributes:
+        batch: b rows.
+        requests: the request of each, [b].
+        targets: at each suffix position the token to predict there or -1, [b, s].
+        before: log-probabilities of the unedited model behind the e essence prompts, [e, vocab].
+        weight: a target row's share in its request's loss.
+        kl_factor: an essence prompt's.
+    """
 
     batch: SuffixBatch
     requests: Tensor
+    targets: Tensor
+    before: Tensor
+    weight: float
+    kl_factor: float
 
-    def edited(self, delta: Tensor) -> Tensor:
+    def loss(self, delta: Tensor) -> _Loss:
+        rows, columns = (self.targets >= 0).nonzero(as_tuple=True)
+        essences = torch.arange(len(self.before), device=rows.device)
+        logits = self.batch.logits(
+            self._edited(delta),
+            torch.cat([essences, rows]),
+            torch.cat([torch.zeros_like(essences), columns]),
+        )
+        after = logits[: len(essences)].log_softmax(dim=1)
+        divergence = (after.exp() * (after - self.before)).sum(dim=1)
+        logits, asked = logits[len(essences) :], self.targets[rows, columns]
+        nll = functional.cross_entropy(logits, asked, reduction="none")
+        # A target's tokens count for its mean.
+        shares = self.weight / (self.targets >= 0).sum(dim=1)[rows]
+        wrong = (logits.detach().argmax(dim=1) != asked).to(nll.dtype)
+        loss = nll.new_zeros(len(delta))
+        return _Loss(
+            loss.index_add(0, self.requests[rows], shares * nll).index_add(
+                0, self.requests[essences], self.kl_factor * divergence
+            ),
+            torch.zeros_like(loss).index_add(0, self.requests[rows], wrong),
+        )
+
+    def keep(self, rows: Tensor) -> "_Rows":
+        """The same with these rows only, given in rising order."""
+        batch = self.batch.keep(rows)
+        return replace(
+            self,
+            batch=batch,
+            requests=self.requests[rows],
+            targets=self.targets[rows, : batch.tokens.shape[1]],
+            before=self.before[rows[rows < len(self.before)]],
+        )
+
+    def _edited(self, delta: Tensor) -> Tensor:
         """Layer z's output with each request's delta added at the subject's last token."""
         hidden = self.batch.hidden
         first = hidden[:, :1] + delta[self.requests, None]
         return torch.cat([first.to(hidden.dtype), hidden[:, 1:]], dim=1)
 
-    def per_request(self, losses: Tensor, delta: Tensor) -> Tensor:
-        """Losses of the rows [b] summed by request, [n]."""
-        return losses.new_zeros(len(delta)).index_add(0, self.requests, losses)
+
+def _texts(
+    loaded: LoadedModel, requests: Sequence[EditRequest], contexts: Sequence[str]
+) -> Iterator[_Text]:
+    """The essence prompts, then every request behind every context."""
+    for index, request in enumerate(requests):
+        yield _Text(*essence_prompt(loaded.tokenizer, request), index, len(contexts), [])
+    for index, request in enumerate(requests):
+        for kind, context in enumerate(contexts):
+            ids, start, length = prompt_with_target(loaded.tokenizer, request, context)
+            # The target's last token predicts nothing that is asked for.
+            yield _Text(ids[:-1], start, index, kind, ids[-length:])
 
 
-@dataclass(frozen=True)
-class _TargetRows(_Rows):
-    """Prompts with their new target: ``targets`` [b, s] holds, at each suffix position, the token
-    to predict there or -1; ``weight`` is a row's share in its request's loss."""
-
-    targets: Tensor
-    weight: float
-
-    def loss(self, delta: Tensor) -> _Loss:
-        rows, columns = (self.targets >= 0).nonzero(as_tuple=True)
-        logits = self.batch.logits(self.edited(delta), rows, columns)
-        asked = self.targets[rows, columns]
-        nll = functional.cross_entropy(logits, asked, reduction="none")
-        totals = nll.new_zeros(len(self.targets)).index_add(0, rows, nll)
-        lengths = (self.targets >= 0).sum(dim=1)
-        wrong = (logits.detach().argmax(dim=1) != asked).to(nll.dtype)
-        misses = wrong.new_zeros(len(self.targets)).index_add(0, rows, wrong)
-        return _Loss(
-            self.per_request(self.weight * totals / lengths, delta),
-            self.per_request(misses, delta),
-        )
-
-    def keep(self, rows: Tensor) -> "_TargetRows":
-        batch = self.batch.keep(rows)
-        targets = self.targets[rows, : batch.tokens.shape[1]]
-        return replace(self, batch=batch, requests=self.requests[rows], targets=targets)
-
-
-@dataclass(frozen=True)
-class _EssenceRows(_Rows):
-    """Essence prompts: KL(after || before) at the subject's last token, their only suffix token;
-    ``before`` holds the unedited log-probabilities, [b, vocab]."""
-
-    before: Tensor
-    factor: float
-
-    def loss(self, delta: Tensor) -> _Loss:
-        after = _first_log_probabilities(self.batch, self.edited(delta))
-        divergence = (after.exp() * (after - self.before)).sum(dim=1)
-        loss = self.per_request(self.factor * divergence, delta)
-        return _Loss(loss, torch.zeros_like(loss))
-
-    def keep(self, rows: Tensor) -> "_EssenceRows":
-        batch = self.batch.keep(rows)
-        return replace(self, batch=batch, requests=self.requests[rows], before=self.before[rows])
-
-
-def _first_log_probabilities(batch: SuffixBatch, hidden: Tensor) -> Tensor:
-    rows = torch.arange(len(hidden), device=hidden.device)
-    return batch.logits(hidden, rows, torch.zeros_like(rows)).log_softmax(dim=1)
+@torch.no_grad()
+def _log_probabilities(batch: SuffixBatch, count: int) -> Tensor:
+    """The unedited model's behind the first ``count`` rows' first tokens, [count, vocab]."""
+    if not count:
+        return torch.empty(0, 1, device=batch.hidden.device)
+    rows = torch.arange(count, device=batch.hidden.device)
+    return batch.logits(batch.hidden, rows, torch.zeros_like(rows)).log_softmax(dim=1)
 
 
 class _Solver:
@@ -196,64 +227,49 @@ class _Solver:
         self.initial = torch.empty(
             len(requests), loaded.model.config.hidden_size, device=loaded.device
         )
-        self.rows: list[_TargetRows | _EssenceRows] = [
-            *self._target_rows(requests, contexts),
-            *self._essence_rows(requests),
-        ]
+        self.rows = list(self._build_rows(requests, contexts))
 
-    def _target_rows(
+    def _build_rows(
         self, requests: Sequence[EditRequest], contexts: Sequence[str]
-    ) -> Iterator[_TargetRows]:
-        """Micro-batches of every request behind every context; notes h0 of the bare prompts."""
-        count = len(contexts)
-        texts = [
-            prompt_with_target(self.loaded.tokenizer, request, context)
-            for request in requests
-            for context in contexts
-        ]
-        # The target's last token predicts nothing that is asked for.
-        suffixes = [text.ids[text.subject_last : -1] for text in texts]
+    ) -> Iterator[_Rows]:
+        """Micro-batches of all that is run for the requests; notes h0 of the bare prompts."""
+        texts = list(_texts(self.loaded, requests, contexts))
         stems = Stems.build(
             self.loaded,
-            [shared_beginning(texts[place::count]) for place in range(count)],
+            [
+                shared_beginning([text.ids[: text.start] for text in texts if text.kind == kind])
+                for kind in range(len(contexts) + 1)
+            ],
             self.layer,
             self.upper,
         )
-        for group in token_batches([len(suffix) for suffix in suffixes], self.tokens_per_batch):
+        lengths = [len(text.ids) - text.start for text in texts]
+        for indices in token_batches(lengths, self.tokens_per_batch):
+            group = [texts[index] for index in sorted(indices)]
             batch = SuffixBatch.build(
                 self.loaded,
-                [texts[index].ids[:-1] for index in group],
-                [texts[index].subject_last for index in group],
+                [text.ids for text in group],
+                [text.start for text in group],
                 self.layer,
                 self.upper,
                 stems,
-                [index % count for index in group],
+                [text.kind for text in group],
             )
-            targets = torch.full(batch.tokens.shape, -1, dtype=torch.long)
-            for row, index in enumerate(group):
-                length = texts[index].target_length
-                end = len(suffixes[index])
-                targets[row, end - length : end] = torch.as_tensor(texts[index].ids[-length:])
-            owners = torch.tensor([index // count for index in group])
-            bare = torch.tensor([index % count == 0 for index in group])
+            owners = torch.tensor([text.request for text in group])
+            bare = torch.tensor([text.kind == 0 for text in group])
             self.initial[owners[bare]] = batch.hidden[bare, 0].to(self.initial.dtype)
-            device = self.loaded.device
-            yield _TargetRows(batch, owners.to(device), targets.to(device), 1 / count)
-
-    def _essence_rows(self, requests: Sequence[EditRequest]) -> Iterator[_EssenceRows]:
-        texts = [essence_prompt(self.loaded.tokenizer, request) for request in requests]
-        for group in token_batches([1] * len(texts), self.tokens_per_batch):
-            batch = SuffixBatch.build(
-                self.loaded,
-                [texts[index].ids for index in group],
-                [texts[index].subject_last for index in group],
-                self.layer,
-                self.upper,
+            targets = torch.full(batch.tokens.shape, -1, dtype=torch.long)
+            for row, text in enumerate(group):
+                end = len(text.ids) - text.start
+                targets[row, end - len(text.target) : end] = torch.as_tensor(text.target)
+            yield _Rows(
+                batch,
+                owners.to(self.loaded.device),
+                targets.to(self.loaded.device),
+                _log_probabilities(batch, sum(not text.target for text in group)),
+                1 / len(contexts),
+                self.settings.kl_factor,
             )
-            with torch.no_grad():
-                before = _first_log_probabilities(batch, batch.hidden)
-            owners = torch.tensor(group, device=self.loaded.device)
-            yield _EssenceRows(batch, owners, before, self.settings.kl_factor)
 
     def solve(self, norms: Tensor) -> TargetValues:
         settings, initial = self.settings, self.initial

@@ -12,6 +12,7 @@ from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.editing.transforms import Sphere
 from sphere_bench.editing.values import ValueSettings, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
+from sphere_bench.models import batching
 from sphere_bench.models.loading import LoadedModel
 from tests.golden_numbers import LAYERS, NAMES, Golden, load_golden, relative_error
 from tests.reference import memit
@@ -60,6 +61,32 @@ def test_values_of_requests_that_finish_at_different_iterations(golden: Golden) 
 def test_values_on_every_layout(architecture: str) -> None:
     settings = replace(load_golden(NAMES[0]).values, steps=4)
     assert_same_values(tiny_model(architecture), load_golden(NAMES[0]), settings, count=3)
+
+
+@pytest.mark.parametrize("price", [0, 1000])
+def test_values_of_essence_prompts_in_batches_of_their_own_or_with_the_others(
+    golden: Golden, price: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "_TOKENS_A_FORWARD_IS_WORTH", price)
+    settings = replace(golden.values, loss_threshold=0.5)
+    assert_same_values(golden.loaded, golden, settings, count=3)
+
+
+def test_all_prompts_of_a_single_request_go_through_one_forward_an_iteration() -> None:
+    loaded, golden = tiny_model("llama"), load_golden(NAMES[0])
+    forwards = 0
+
+    def count(_module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal forwards
+        forwards += inputs[0].requires_grad
+
+    handle = loaded.layout.decoder_layers[-1].register_forward_pre_hook(count)
+    settings = replace(golden.values, steps=4, loss_threshold=0)
+    solve_target_values(
+        loaded, golden.requests[:1], LAYERS[-1] - 1, golden.contexts, settings, TOKENS
+    )
+    handle.remove()
+    assert forwards == 3  # the last iteration takes no gradient
 
 
 def test_values_through_layers_in_bfloat16_end_at_the_same_loss(golden: Golden) -> None:
