@@ -61,8 +61,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--growth-steps",
         type=_count,
         metavar="N",
-        help="batches, one after another, of which the last is held to the first (100 on a CUDA "
-        "device, else 5); 0 leaves them out",
+        help="batches, one after another, of which the last tenth is held to the first (100 on a "
+        "CUDA device, else 5); 0 leaves them out",
     )
     add("--growth-edits", type=_count, default=10, metavar="N", help="edits in each of them (10)")
     add(
