@@ -10,7 +10,7 @@ What is edited is a configuration of `sphere-bench run`: any of its overrides ca
 edited; in the same process the reference, tests/reference, edits the first requests of that batch.
 
 A row of the table holds what sphere-bench needs or reaches (`value`), what that is compared with
-(`reference`: the plain algorithm, the machine, or the first step), and how many times better it is
+(`reference`: the plain algorithm, the machine, or the first steps), and how many times better it is
 (`ratio`). Two jobs on one machine spoil each other's figures.
 """
 
@@ -61,8 +61,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--growth-steps",
         type=_count,
         metavar="N",
-        help="batches, one after another, of which the last tenth is held to the first (100 on a "
-        "CUDA device, else 5); 0 leaves them out",
+        help="batches, one after another, of which the last are held to the first (100 on a CUDA "
+        "device, else 5); 0 leaves them out",
     )
     add("--growth-edits", type=_count, default=10, metavar="N", help="edits in each of them (10)")
     add(

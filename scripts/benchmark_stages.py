@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
@@ -28,7 +28,7 @@ from sphere_bench.editing.statistics import ordinary_texts, second_moments, toke
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.protocol import score_records
 from sphere_bench.geometry.energy import row_geometry
-from sphere_bench.models.tokens import encode
+from sphere_bench.models.tokens import encode, token_windows
 from sphere_bench.run import build_dataset, build_model, build_setup, dtype_named
 from sphere_bench.runner import peak_memory_bytes
 from sphere_bench.schema import Config
@@ -71,6 +71,7 @@ class Benchmark:
             "device": str(self.device),
             "dtype": _name(self.loaded.dtype),
             "precision": _name(self.precision),
+            "statistics_precision": self.config.statistics.precision or _name(self.loaded.dtype),
             "edits": len(self.requests),
             "reference_edits": self.sample,
             "threads": torch.get_num_threads(),
@@ -160,7 +161,7 @@ class Benchmark:
         """Seconds that all edited layers take for a thousand tokens of text.
 
         One pass for all layers and the reference's passes take turns, so that a machine whose
-        speed drifts is as fast for one as for the other; the median pass counts.
+        speed drifts is as fast for one as for the other.
         """
         if tokens == 0:
             return
@@ -168,34 +169,34 @@ class Benchmark:
         config, layers = self.config.statistics, self.setup.weights.layers
         wanted = token_count(self.loaded, layers, tokens or config.tokens)
         texts: list[str] = []
-        ids: list[list[int]] = []
+        count = 0
         for text in ordinary_texts(self.loaded, config.corpus):
             texts.append(text)
-            ids.append(encode(self.loaded.tokenizer, text).ids)
-            if sum(map(len, ids)) >= wanted:
+            count += len(encode(self.loaded.tokenizer, text).ids)
+            if count >= wanted:
                 break
-        count = sum(map(len, ids))
+        windows = list(token_windows(self.loaded, texts, count, config.max_length))
         measure = partial(
             second_moments,
             max_length=config.max_length,
             tokens_per_batch=config.tokens_per_batch,
             precision=dtype_named(config.precision),
         )
-        measure(self.loaded, layers, texts[:1], len(ids[0]))
+        measure(self.loaded, layers, texts[:1])
+        second_moment(self.loaded, layers[-1], windows[:1])
         own = [self._seconds(measure, self.loaded, layers, texts, count)]
         plain = 0.0
         for layer in layers if self.sample else ():
-            plain += self._seconds(second_moment, self.loaded, layer, ids)
+            plain += self._seconds(second_moment, self.loaded, layer, windows)
             own.append(self._seconds(measure, self.loaded, layers, texts, count))
         scale = 1000 / count
-        self._add(
-            "stage", "statistics", "s/1000 tokens", scale * median(own), scale * plain or None
-        )
+        self._add("stage", "statistics", "s/1000 tokens", scale * mean(own), scale * plain or None)
 
     def growth(self, steps: int, edits: int) -> None:
-        """The last tenth of many batches and the first, all of the same requests and iterations.
+        """The last of many batches and the first, all of the same requests and iterations.
 
-        Of each tenth the median counts: a batch takes longer when the machine is busy.
+        The medians of some count, a tenth or at least three where there are as many, since a batch
+        takes longer when the machine is busy.
         """
         if not steps or not edits:
             return
@@ -205,7 +206,7 @@ class Benchmark:
         requests = self.requests[:edits]
         editor.edit(requests)  # does what is done once a run
         found = [editor.edit(requests).seconds for _ in range(steps)]
-        part = max(1, steps // 10)
+        part = max(1, min(steps // 2, max(3, steps // 10)))
         name = f"steps {steps - part + 1}-{steps} and 1-{part}"
         for stage in STAGES:
             last, first = (

@@ -4,9 +4,9 @@ A request's delta changes its own suffixes only, subject's last token to target'
 the layers above z. That is the useful work: an iteration runs those tokens through those layers,
 and the places whose logits are asked for through the head; every iteration but a request's last
 one then takes the gradient of the activations. Before the first, every prefix runs once, what the
-prompts behind a context share once for all of them, and the suffixes run up to z. Padding and
-attention scores are not counted; the last layer counts whole. Work is compared with the machine at
-the precision of the layers above z.
+prompts behind a context or the essence prompts share once for all, and the suffixes run up to z.
+Padding and attention scores are not counted; the last layer counts whole. Work is compared with
+the machine at the precision of the layers above z.
 """
 
 from collections import Counter

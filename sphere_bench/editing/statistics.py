@@ -41,7 +41,8 @@ TOKENS_PER_BATCH = 2048
 _WINDOWS_AT_A_TIME = 256
 # Of the sums of k k^T computed at a time; only what lies right of the diagonal is.
 _ROWS_OF_SUMS = 256
-# Summed in single precision, which a matrix product adds to at no cost, before they join the rest.
+# Tokens summed in float32, which a matrix product adds to in place, before that sum joins the one
+# in float64; a batch may overrun it.
 _TOKENS_IN_SINGLE = 16384
 
 
@@ -138,7 +139,8 @@ def load_or_compute(
     """C of ``layers`` from the cache, or computed and put there.
 
     The cache's key is content alone: the model's configuration, tokenizer and weights, the layers
-    and their projections, the corpus, the number of tokens and the window. Where a model's folder
+    and their projections, the precision of the forwards, the corpus, the number of tokens and the
+    window. Where a model's folder
     lies and what it is called do not count.
 
     Args:
@@ -210,59 +212,68 @@ class _KeySums:
             for layer, width in _key_widths(loaded, layers).items()
         }
         # In blocks of rows, each from its first entry on the diagonal on.
-        self._latest = {
+        self._single = {
             layer: [
                 torch.zeros(min(_ROWS_OF_SUMS, width - start), width - start, device=loaded.device)
                 for start in range(0, width, _ROWS_OF_SUMS)
             ]
             for layer, width in _key_widths(loaded, layers).items()
         }
-        self._latest_tokens = 0
+        self._single_tokens = 0
+        self._half_added = False
 
     @torch.no_grad()
     def add(self, windows: list[list[int]]) -> int:
         """Add the keys of a batch of windows and return how many there were."""
-        if self._latest_tokens >= _TOKENS_IN_SINGLE:
-            self._collect()
+        if self._half_added:
+            raise SphereBenchError(
+                "out of memory while key statistics were summed: lower statistics.tokens_per_batch"
+            )
+        if self._single_tokens >= _TOKENS_IN_SINGLE:
+            self._flush()
         device = self._loaded.device
         tokens = pad_right(windows).to(device)
         lengths = torch.tensor([len(window) for window in windows], device=device)
         real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [b, s]
         with capture(self._projections, "input", stop=True) as captured:
             self._loaded.model.base_model(input_ids=tokens, use_cache=False)
-        # All memory is taken before anything is added: never to some layers only.
         keys = {layer: seen[real].float() for layer, seen in captured.items()}
-        for layer, blocks in self._latest.items():
+        # This should take no memory; if it does, going on would count some keys twice.
+        self._half_added = True
+        for layer, blocks in self._single.items():
             rows = keys[layer].T.split(_ROWS_OF_SUMS)
             for index, (block, own) in enumerate(zip(blocks, rows, strict=True)):
                 block.addmm_(own, keys[layer][:, index * _ROWS_OF_SUMS :])
+        self._half_added = False
         added = sum(map(len, windows))
         self.tokens += added
-        self._latest_tokens += added
+        self._single_tokens += added
         return added
 
     def means(self) -> dict[int, Tensor]:
         """C of every layer; nothing can be added afterwards."""
-        self._collect()
+        self._flush()
+        self._single.clear()
         for layer, sums in self._sums.items():
             # An entry off the diagonal is finite if the two of its row and column on it are.
             if not torch.isfinite(sums.diagonal()).all():
                 raise SphereBenchError(
-                    f"keys of layer {layer} are not finite: use model.dtype=float32"
+                    f"keys of layer {layer} are not finite: use model.dtype=float32, and for "
+                    "statistics.precision float32 or null"
                 )
             sums.triu_().div_(self.tokens)
             sums += sums.triu(1).T
         return self._sums
 
-    def _collect(self) -> None:
-        for layer, blocks in self._latest.items():
+    def _flush(self) -> None:
+        for layer, blocks in self._single.items():
             for index, block in enumerate(blocks):
                 start = index * _ROWS_OF_SUMS
                 self._sums[layer][start : start + len(block), start:] += block.to(
                     _double_device(self._loaded)
                 )
                 block.zero_()
-        self._latest_tokens = 0
+        self._single_tokens = 0
 
 
 def token_count(loaded: LoadedModel, layers: Sequence[int], tokens: int | None) -> int:

@@ -192,12 +192,13 @@ def _texts(
 ) -> Iterator[_Text]:
     """The essence prompts, then every request behind every context."""
     for index, request in enumerate(requests):
-        yield _Text(*essence_prompt(loaded.tokenizer, request), index, len(contexts), [])
+        ids, start = essence_prompt(loaded.tokenizer, request)
+        yield _Text(ids, start, index, kind=len(contexts), target=[])
     for index, request in enumerate(requests):
         for kind, context in enumerate(contexts):
             ids, start, length = prompt_with_target(loaded.tokenizer, request, context)
             # The target's last token predicts nothing that is asked for.
-            yield _Text(ids[:-1], start, index, kind, ids[-length:])
+            yield _Text(ids[:-1], start, index, kind, target=ids[-length:])
 
 
 @torch.no_grad()
@@ -206,6 +207,7 @@ def _log_probabilities(batch: SuffixBatch, count: int) -> Tensor:
     if not count:
         return torch.empty(0, 1, device=batch.hidden.device)
     rows = torch.arange(count, device=batch.hidden.device)
+    batch = batch.keep(rows)
     return batch.logits(batch.hidden, rows, torch.zeros_like(rows)).log_softmax(dim=1)
 
 
@@ -245,6 +247,7 @@ class _Solver:
         )
         lengths = [len(text.ids) - text.start for text in texts]
         for indices in token_batches(lengths, self.tokens_per_batch):
+            # In the order of the texts, so essence prompts first.
             group = [texts[index] for index in sorted(indices)]
             batch = SuffixBatch.build(
                 self.loaded,

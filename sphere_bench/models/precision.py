@@ -11,10 +11,10 @@ from sphere_bench.models.loading import LoadedModel
 
 
 def with_layers_in(loaded: LoadedModel, layers: Collection[int], dtype: torch.dtype) -> LoadedModel:
-    """The model with copies of its embeddings, its head and these decoder layers in ``dtype``.
+    """The model with copies in ``dtype`` of these decoder layers and of all that is in no layer.
 
-    The other layers are the model's own. Where the model has that dtype anyway it is the model
-    itself.
+    That is embeddings, final norm and head. The other layers are the model's own. Where the model
+    has that dtype anyway it is the model itself.
     """
     if dtype == loaded.dtype:
         return loaded

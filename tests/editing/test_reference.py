@@ -10,7 +10,7 @@ from sphere_bench.editing.keys import BatchReader
 from sphere_bench.editing.pipeline import EditingSetup
 from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.editing.transforms import Sphere
-from sphere_bench.editing.values import ValueSettings, solve_target_values
+from sphere_bench.editing.values import ValueSettings, _Solver, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.models import batching
 from sphere_bench.models.loading import LoadedModel
@@ -69,7 +69,12 @@ def test_values_of_essence_prompts_in_batches_of_their_own_or_with_the_others(
 ) -> None:
     monkeypatch.setattr(batching, "_TOKENS_A_FORWARD_IS_WORTH", price)
     settings = replace(golden.values, loss_threshold=0.5)
-    assert_same_values(golden.loaded, golden, settings, count=3)
+    loaded, requests = golden.loaded, golden.requests[:3]
+    solver = _Solver(loaded, loaded, requests, LAYERS[-1], golden.contexts, settings, TOKENS)
+    mixed = [0 < len(rows.before) < len(rows.requests) for rows in solver.rows]
+    assert any(mixed) == (price > 0)
+    iterations = assert_same_values(loaded, golden, settings, count=3)
+    assert len(set(iterations)) > 1
 
 
 def test_all_prompts_of_a_single_request_go_through_one_forward_an_iteration() -> None:
@@ -82,10 +87,12 @@ def test_all_prompts_of_a_single_request_go_through_one_forward_an_iteration() -
 
     handle = loaded.layout.decoder_layers[-1].register_forward_pre_hook(count)
     settings = replace(golden.values, steps=4, loss_threshold=0)
-    solve_target_values(
-        loaded, golden.requests[:1], LAYERS[-1] - 1, golden.contexts, settings, TOKENS
-    )
-    handle.remove()
+    try:
+        solve_target_values(
+            loaded, golden.requests[:1], LAYERS[-1] - 1, golden.contexts, settings, TOKENS
+        )
+    finally:
+        handle.remove()
     assert forwards == 3  # the last iteration takes no gradient
 
 

@@ -99,13 +99,33 @@ def test_moments_do_not_change_when_memory_runs_out_halfway(llama):
 
 @pytest.mark.parametrize("tokens_in_single", [1, 30])
 def test_moments_do_not_depend_on_how_long_sums_stay_in_single_precision(
-    llama, monkeypatch, tokens_in_single
+    loaded, monkeypatch, tokens_in_single
 ):
-    expected = second_moments(llama, [0, 1], TEXTS, 90).moments
+    expected = second_moments(loaded, [0, 1], TEXTS, 90).moments
+    flushes = 0
+    flush = statistics._KeySums._flush
+
+    def counted(sums):
+        nonlocal flushes
+        flushes += 1
+        flush(sums)
+
     monkeypatch.setattr(statistics, "_TOKENS_IN_SINGLE", tokens_in_single)
-    result = second_moments(llama, [0, 1], TEXTS, 90, tokens_per_batch=20)
+    monkeypatch.setattr(statistics, "_ROWS_OF_SUMS", 100)
+    monkeypatch.setattr(statistics._KeySums, "_flush", counted)
+    result = second_moments(loaded, [0, 1], TEXTS, 90, tokens_per_batch=20)
+    assert flushes > 2
     for layer, moment in expected.items():
         torch.testing.assert_close(result.moments[layer], moment, rtol=1e-5, atol=1e-7)
+
+
+def test_keys_are_never_added_twice_when_memory_runs_out_while_they_are_added(llama, monkeypatch):
+    def out_of_memory(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.Tensor, "addmm_", out_of_memory)
+    with pytest.raises(SphereBenchError, match=r"lower statistics\.tokens_per_batch"):
+        second_moments(llama, [0, 1], TEXTS, 90)
 
 
 def test_keys_of_a_bfloat16_forward_give_nearly_the_same_moments(loaded):
