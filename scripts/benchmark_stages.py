@@ -182,7 +182,7 @@ class Benchmark:
             tokens_per_batch=config.tokens_per_batch,
             precision=dtype_named(config.precision),
         )
-        measure(self.loaded, layers, texts[:1])
+        measure(self.loaded, layers, texts[:1], len(windows[0]))
         second_moment(self.loaded, layers[-1], windows[:1])
         own = [self._seconds(measure, self.loaded, layers, texts, count)]
         plain = 0.0
