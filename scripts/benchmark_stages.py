@@ -14,8 +14,8 @@ import pandas
 import torch
 from benchmark_work import (
     count_gradient_tokens,
-    matrix_product_rate,
     request_work,
+    sample_rates,
     synchronize,
     useful_operations,
 )
@@ -104,11 +104,9 @@ class Benchmark:
         with count_gradient_tokens(self.loaded) as counted:  # in the first of two iterations
             self._edit(self.requests, steps=2)
         self._tell(f"editing {count} requests")
-        # A machine's speed is not the same all the time: that right before and right after counts.
-        before = self._matrix_product_rates()
-        report = self._edit(self.requests)
-        after = self._matrix_product_rates()
-        rates = {dtype: (before[dtype] + after[dtype]) / 2 for dtype in PRECISIONS}
+        with sample_rates(self.loaded, PRECISIONS) as rates:
+            report = self._edit(self.requests)
+        report.seconds["values"] -= rates.seconds
         own = {stage: report.seconds[stage] / count for stage in STAGES}
         numbers = (self.config.energy.exponent, self.config.energy.eps)
         weights = self.setup.weights.current.values()
@@ -131,7 +129,7 @@ class Benchmark:
         for stage, seconds in (("transform", own["transform"]), ("energy", energy)):
             share = 100 * seconds / (total + energy)
             self._add("stage", f"{stage}, share of a batch", "%", share)
-        self._value_solver(report, rates, max(counted.values(), default=0))
+        self._value_solver(report, rates.mean(), max(counted.values(), default=0))
         if self.sample:
             # That of the same requests: the work is the same.
             own_loss, plain_loss = (
@@ -214,9 +212,6 @@ class Benchmark:
             )
             self._add("growth", f"{stage}, {name}", "s/batch", last, first)
         self._restore()
-
-    def _matrix_product_rates(self) -> dict[torch.dtype, float]:
-        return {dtype: matrix_product_rate(self.device, dtype) for dtype in PRECISIONS}
 
     def _value_solver(
         self, report: BatchReport, rates: dict[torch.dtype, float], padded_tokens: int

@@ -12,7 +12,8 @@ the machine at the precision of the layers above z.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
+from dataclasses import dataclass
+from statistics import mean, median
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -112,7 +113,54 @@ def count_gradient_tokens(loaded: LoadedModel) -> Iterator[Counter[int]]:
         handle.remove()
 
 
-def matrix_product_rate(device: torch.device, dtype: torch.dtype, repeats: int = 9) -> float:
+@dataclass
+class MachineRates:
+    """Rates of matrix products, sample by sample, and the seconds that taking them cost."""
+
+    samples: dict[torch.dtype, list[float]]
+    seconds: float = 0.0
+
+    def mean(self) -> dict[torch.dtype, float]:
+        return {dtype: mean(rates) for dtype, rates in self.samples.items()}
+
+
+@contextmanager
+def sample_rates(
+    loaded: LoadedModel, dtypes: Sequence[torch.dtype], every: float = 10.0
+) -> Iterator[MachineRates]:
+    """Measure the machine before, behind, and every so many seconds within the value solver.
+
+    A shared machine is not equally fast all the time: what the solver is held to is the rate at
+    which it could have multiplied. A sample is taken where a decoder layer begins.
+    """
+    rates = MachineRates({dtype: [] for dtype in dtypes})
+    kind = type(loaded.layout.decoder_layers[0])
+    latest = 0.0
+
+    def sample() -> float:
+        nonlocal latest
+        synchronize(loaded.device)
+        started = perf_counter()
+        for dtype, found in rates.samples.items():
+            found.append(matrix_product_rate(loaded.device, dtype))
+        latest = perf_counter()
+        return latest - started
+
+    def sample_now_and_then(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        solving = isinstance(module, kind) and inputs[0].requires_grad
+        if solving and perf_counter() - latest >= every:
+            rates.seconds += sample()
+
+    sample()
+    handle = register_module_forward_pre_hook(sample_now_and_then)
+    try:
+        yield rates
+    finally:
+        handle.remove()
+    sample()
+
+
+def matrix_product_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
     """Floating-point operations a second of a large square product, the median of several."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmark_work import count_gradient_tokens, request_work, useful_operations
+from scripts.benchmark_work import (
+    count_gradient_tokens,
+    request_work,
+    sample_rates,
+    useful_operations,
+)
 from sphere_bench.editing.pipeline import EditingSetup
 from sphere_bench.editing.values import ValueSettings, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
@@ -96,3 +101,18 @@ def test_useful_operations_are_those_of_matrix_products_without_padding(
         solve_target_values(loaded, [request], 1, setup.contexts, ValueSettings(steps=3))
     # Two of the three iterations take a gradient.
     assert set(counted.values()) == {2 * request_work(setup, request).tokens}
+
+
+def test_the_machine_is_measured_while_the_solver_runs_and_that_time_is_told_apart() -> None:
+    loaded, golden = tiny_model("llama"), load_golden("tiny-llama")
+    for every in (0.0, 1e6):
+        with sample_rates(loaded, [torch.float32], every) as rates:
+            solve_target_values(
+                loaded, golden.requests[:1], 1, ["{}"], ValueSettings(steps=3, loss_threshold=0)
+            )
+        samples = rates.samples[torch.float32]
+        if every:
+            assert len(samples) == 2 and not rates.seconds  # before and behind
+        else:
+            assert len(samples) > 2 and rates.seconds > 0
+        assert min(samples) <= rates.mean()[torch.float32] <= max(samples)
