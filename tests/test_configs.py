@@ -297,6 +297,17 @@ def test_a_runs_configuration_comes_back_as_it_was(tmp_path):
     assert read_config(mine.run.folder) == mine
 
 
+def test_a_run_from_before_statistics_had_a_precision_can_be_read(tmp_path):
+    config = typed(f"run.root={tmp_path}", "run.name=old")
+    config.run.folder.mkdir()
+    write_config(config)
+    file = config.run.folder / "config.yaml"
+    kept = OmegaConf.load(file)
+    del kept.statistics["precision"]
+    OmegaConf.save(kept, file)
+    assert read_config(config.run.folder) == config
+
+
 @pytest.mark.parametrize("content", [None, "", "a: [", "seed: 0", "- 1", "\0"])
 def test_a_damaged_configuration_of_a_run_is_named(content, tmp_path):
     if content is not None:

@@ -79,8 +79,8 @@ class StatisticsConfig:
     tokens: int | None
     max_length: int
     tokens_per_batch: int
-    precision: str | None
     cache: str | None
+    precision: str | None = None  # runs recorded before there was this key can be read
 
     def __post_init__(self) -> None:
         if self.tokens is not None:
