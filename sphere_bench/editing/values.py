@@ -154,9 +154,10 @@ class _Rows:
             torch.cat([essences, rows]),
             torch.cat([torch.zeros_like(essences), columns]),
         )
-        after = logits[: len(essences)].log_softmax(dim=1)
+        after, logits = _split(logits, len(essences))
+        after = after.log_softmax(dim=1)
         divergence = (after.exp() * (after - self.before)).sum(dim=1)
-        logits, asked = logits[len(essences) :], self.targets[rows, columns]
+        asked = self.targets[rows, columns]
         nll = functional.cross_entropy(logits, asked, reduction="none")
         # A target's tokens count for its mean.
         shares = self.weight / (self.targets >= 0).sum(dim=1)[rows]
@@ -185,6 +186,20 @@ class _Rows:
         hidden = self.batch.hidden
         first = hidden[:, :1] + delta[self.requests, None]
         return torch.cat([first.to(hidden.dtype), hidden[:, 1:]], dim=1)
+
+
+def _split(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first ``count`` rows and the others.
+
+    Nothing is copied where there is one kind only: the gradient of a slice is as large as what it
+    is cut from.
+    """
+    if count == 0:
+        return logits.detach()[:0], logits
+    if count == len(logits):
+        return logits, logits.detach()[:0]
+    first, others = logits.split([count, len(logits) - count])
+    return first, others
 
 
 def _texts(

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 @contextmanager
-def replay_attention(device: torch.device) -> Iterator[None]:
-    """On the CPU, the plain kernel and keys and values that are not repeated for every head.
+def cpu_attention(device: torch.device) -> Iterator[None]:
+    """On the CPU, plain attention in which keys and values are not repeated for every head.
 
     Flash attention's backward is eight times slower there in bfloat16, and repeating the prefix
     costs more than attending to it.
@@ -24,8 +23,7 @@ def replay_attention(device: torch.device) -> Iterator[None]:
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     ALL_ATTENTION_FUNCTIONS["sdpa"] = partial(grouped_attention, before)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = before
 
@@ -37,12 +35,13 @@ def grouped_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention in which the heads that share keys and values are further queries of one head.
 
     Args:
-        attend: transformers' own, which repeats keys and values for the heads of ``module``.
+        attend: transformers' own, for other masks than the one below.
         query: [b, heads, s, d_head].
         key, value: [b, groups, t, d_head].
         attention_mask: [b, 1, s, t].
@@ -51,12 +50,18 @@ def grouped_attention(
         [b, s, heads, d_head].
     """
     batch, heads, length, width = query.shape
-    groups = key.shape[1]
-    shared_mask = attention_mask is not None and attention_mask.shape[1:3] == (1, length)
-    if heads == groups or not shared_mask or options.get("position_bias") is not None:
-        return attend(module, query, key, value, attention_mask, **options)
+    groups, total = key.shape[1:3]
+    shared_mask = attention_mask is not None and attention_mask.shape[1:] == (1, length, total)
+    if not shared_mask or options.get("position_bias") is not None:
+        return attend(module, query, key, value, attention_mask, scaling=scaling, **options)
     assert attention_mask is not None
-    packed = query.reshape(batch, groups, -1, width)
-    mask = attention_mask.repeat(1, 1, heads // groups, 1)
-    output, _ = attend(None, packed, key, value, mask, **options)
-    return output.transpose(1, 2).reshape(batch, heads, length, -1).transpose(1, 2), None
+    if attention_mask.dtype == torch.bool:
+        lowest = torch.finfo(query.dtype).min
+        attention_mask = query.new_zeros(()).where(attention_mask, lowest)
+    packed = (query * (scaling or width**-0.5)).reshape(batch, groups, -1, width)
+    scores = (packed @ key.transpose(2, 3)).view(batch, heads, length, total) + attention_mask
+    # The softmax is never less exact than float32, as in transformers' plain attention.
+    exact = torch.promote_types(query.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=exact).to(query.dtype)
+    output = weights.view(batch, groups, -1, total) @ value
+    return output.view(batch, heads, length, -1).transpose(1, 2), None

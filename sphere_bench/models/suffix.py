@@ -7,14 +7,15 @@ runs the layers above z for the tokens from p on only.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from sphere_bench.models.attention import replay_attention
+from sphere_bench.models.attention import cpu_attention
+from sphere_bench.models.batching import token_batches
 from sphere_bench.models.hooks import capture, select_positions, start_after
 from sphere_bench.models.loading import LoadedModel
 
@@ -102,6 +103,8 @@ class SuffixBatch:
     ) -> "SuffixBatch":
         """Run the rows up to ``layer``, and the prefixes ``row[:start]`` through those above.
 
+        Rows go together where that runs the fewest tokens: a prefix is not padded to the longest.
+
         Args:
             loaded: the model.
             rows: token ids.
@@ -111,7 +114,36 @@ class SuffixBatch:
             stems: their tokens are run again only where a row would be padded otherwise.
             owners: the stem that each row's prefix begins with.
         """
-        upper = upper or loaded
+        own = [len(row) for row in rows]
+        if stems is not None:
+            own = [length - stems.lengths[owner] for length, owner in zip(own, owners, strict=True)]
+        groups = [sorted(group) for group in token_batches(own, len(own) * max(own))]
+        parts = [
+            cls._build_together(
+                loaded,
+                [rows[index] for index in group],
+                [starts[index] for index in group],
+                layer,
+                upper or loaded,
+                stems,
+                [owners[index] for index in group] if stems else [],
+            )
+            for group in groups
+        ]
+        return _joined(parts, groups)
+
+    @classmethod
+    def _build_together(
+        cls,
+        loaded: LoadedModel,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        layer: int,
+        upper: LoadedModel,
+        stems: Stems | None,
+        owners: Sequence[int],
+    ) -> "SuffixBatch":
+        """As :meth:`build`, all rows in one forward of the layers up to ``layer``."""
         skipped = [0] * len(rows)
         lower: list[_KeysValues] = []
         prefix: list[_KeysValues] = []
@@ -153,6 +185,11 @@ class SuffixBatch:
             prefix,
         )
 
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the longest prefix."""
+        return self.mask.shape[1] - self.tokens.shape[1]
+
     def logits(self, hidden: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Logits at chosen places when layer z's output is ``hidden``; gradients flow to it.
 
@@ -166,7 +203,7 @@ class SuffixBatch:
         with (
             _starting_after(self.upper, self.layer, hidden),
             select_positions(self.upper.layout.head, rows, columns),
-            replay_attention(hidden.device),
+            cpu_attention(hidden.device),
         ):
             output = self.upper.model(
                 input_ids=self.tokens,
@@ -180,7 +217,7 @@ class SuffixBatch:
     def keep(self, rows: Tensor) -> "SuffixBatch":
         """The same batch with these rows only, its padding trimmed to what they need."""
         mask = self.mask[rows]
-        prefix_length = self.mask.shape[1] - self.tokens.shape[1]
+        prefix_length = self.prefix_length
         # Of the columns, drop those in which no kept row has a token.
         used = mask.any(dim=0)
         left = int(used[:prefix_length].sum())
@@ -197,6 +234,48 @@ class SuffixBatch:
             if left
             else [],
         )
+
+
+def _joined(parts: Sequence[SuffixBatch], places: Sequence[Sequence[int]]) -> SuffixBatch:
+    """All parts' rows as one batch, each part's at its ``places``, padded as any batch is."""
+    if len(parts) == 1:
+        return parts[0]
+    left = max(part.prefix_length for part in parts)
+    right = max(part.tokens.shape[1] for part in parts)
+    missing = [left - part.prefix_length for part in parts]
+    count = sum(map(len, places))
+
+    def joined(
+        tensors: Sequence[Tensor | None], width: int, starts: Sequence[int], dim: int = 1
+    ) -> Tensor:
+        """Zeros outside of what the parts have: from ``starts`` on along ``dim``."""
+        example = next(tensor for tensor in tensors if tensor is not None)
+        shape = list(example.shape)
+        shape[0], shape[dim] = count, width
+        whole = example.new_zeros(shape)
+        for tensor, start, rows in zip(tensors, starts, places, strict=True):
+            if tensor is not None:
+                whole.narrow(dim, start, tensor.shape[dim])[list(rows)] = tensor
+        return whole
+
+    def suffixes(tensors: Sequence[Tensor]) -> Tensor:
+        return joined(tensors, right, [0] * len(parts))
+
+    def prefixes(layer: int, kind: int) -> Tensor:
+        tensors = [part.prefix[layer][kind] if part.prefix else None for part in parts]
+        return joined(tensors, left, missing, dim=2)
+
+    return replace(
+        parts[0],
+        tokens=suffixes([part.tokens for part in parts]),
+        hidden=suffixes([part.hidden for part in parts]),
+        mask=joined([part.mask for part in parts], left + right, missing),
+        positions=suffixes([part.positions for part in parts]),
+        prefix=[
+            (prefixes(layer, 0), prefixes(layer, 1))
+            for layer in range(max(len(part.prefix) for part in parts))
+        ],
+    )
 
 
 def _padded(
@@ -240,7 +319,10 @@ def _run_lower(
     loaded: LoadedModel, layer: int, inputs: dict[str, Tensor], cache: DynamicCache | None
 ) -> Tensor:
     """``layer``'s output, [b, tokens, d_model]."""
-    with capture({layer: loaded.layout.decoder_layers[layer]}, "output", stop=True) as seen:
+    with (
+        capture({layer: loaded.layout.decoder_layers[layer]}, "output", stop=True) as seen,
+        cpu_attention(loaded.device),
+    ):
         loaded.model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None)
     return seen[layer]
 
@@ -258,7 +340,7 @@ def _run_upper(
     The first above stands for the layers up to ``layer``.
     """
     cache = _cache(prefix, DynamicLayer)
-    with _starting_after(upper, layer, hidden):
+    with _starting_after(upper, layer, hidden), cpu_attention(upper.device):
         upper.model.base_model(**inputs, past_key_values=cache, use_cache=True)
     above = _entries(cache)[layer + 1 :]
     return [above[0]] * (layer + 1) + above if above else []

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sphere_bench.models.attention import grouped_attention, replay_attention
+from sphere_bench.models.attention import cpu_attention, grouped_attention
 
 
 @pytest.mark.parametrize("mask_kind", ["bool", "float", "none", "per head"])
@@ -30,7 +30,7 @@ def test_heads_that_share_keys_attend_as_repeated_ones(mask_kind: str) -> None:
 
 def test_the_library_has_its_own_attention_back_after_an_error() -> None:
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with pytest.raises(KeyError), replay_attention(torch.device("cpu")):
+    with pytest.raises(KeyError), cpu_attention(torch.device("cpu")):
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
         raise KeyError
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before

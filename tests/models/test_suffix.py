@@ -121,6 +121,45 @@ def test_shared_beginnings_are_not_run_again() -> None:
     assert seen == [5 + 3, 5, 2 + 3, 2]
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("stemmed", [False, True])
+@pytest.mark.parametrize("last_layer", [False, True])
+def test_prefixes_of_unequal_length_are_run_apart_and_joined(
+    architecture: str, stemmed: bool, last_layer: bool
+) -> None:
+    loaded = tiny_model(architecture)
+    layer = len(loaded.layout) - 1 if last_layer else LAYER
+    # By turns none, four and twenty tokens before the subject's last; suffixes of one to three.
+    starts = [(0, 4, 20)[index % 3] for index in range(36)]
+    rows = [
+        [5, 6, 7][: min(3, start)]
+        + [10 + (index * 7 + place) % 80 for place in range(3, start)]
+        + [20 + index] * (1 + index % 3)
+        for index, start in enumerate(starts)
+    ]
+    stems, owners = None, []
+    if stemmed:
+        stems = Stems.build(loaded, [[5, 6, 7], []], layer, loaded)
+        owners = [0 if start >= 3 else 1 for start in starts]
+    run = 0
+
+    def count(_module: object, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal run
+        run += inputs[0].shape[:-1].numel()
+
+    handle = loaded.layout.decoder_layers[0].register_forward_pre_hook(count)
+    batch = SuffixBatch.build(loaded, rows, starts, layer, None, stems, owners)
+    handle.remove()
+    # All in one forward would run 23 tokens a row up to z, and 20 above it.
+    assert run < 0.5 * len(rows) * (23 + 20)
+    delta = torch.randn(len(rows), loaded.model.config.hidden_size)
+    with torch.no_grad():
+        for index, logits in enumerate(suffix_logits(batch, delta)):
+            alone = SuffixBatch.build(loaded, [rows[index]], [starts[index]], layer)
+            (expected,) = suffix_logits(alone, delta[[index]])
+            torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_replaying_leaves_the_model_as_it_was() -> None:
     loaded = tiny_model("llama")
     tokens = torch.tensor([ROWS[0]])
