@@ -261,7 +261,7 @@ def build_perplexity(config: Config, loaded: LoadedModel) -> Perplexity | None:
 
 def key_statistics(config: Config, loaded: LoadedModel) -> Mapping[int, Tensor]:
     """Second moments of the edited layers' keys, from the cache or computed into it."""
-    from sphere_bench.editing.statistics import load_or_compute
+    from sphere_bench.editing.statistics_cache import load_or_compute
 
     statistics = config.statistics
     return load_or_compute(

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def precompute(config: Config) -> None:
     """Put the second moments that the configuration's runs need into the cache."""
-    from sphere_bench.editing.statistics import default_cache_dir
+    from sphere_bench.editing.statistics_cache import default_cache_dir
 
     moments = key_statistics(config, build_model(config))
     for layer, moment in moments.items():

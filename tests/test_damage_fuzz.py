@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sphere_bench.checkpoints import Checkpoint, Checkpoints
-from sphere_bench.editing.statistics import load_or_compute
+from sphere_bench.editing.statistics_cache import load_or_compute
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.loading import LoadedModel, load_model
 from tests.fuzzing import damaged, fuzz, mutated

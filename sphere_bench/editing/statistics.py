@@ -1,30 +1,22 @@
-"""Second moments of keys over ordinary text, C = E[k k^T], and a cache of them on disk.
+"""Second moments of keys over ordinary text, C = E[k k^T].
 
 A key is the input of a layer's edited projection. C stands for what a layer already stores in
 MEMIT (arXiv 2210.07229), and its null space is where AlphaEdit (arXiv 2410.02355) may write.
 """
 
-import hashlib
-import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sphere_bench.data.corpus import KEY, corpus_fingerprint, corpus_texts
+from sphere_bench.data.corpus import KEY, corpus_texts
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.files import atomic_file
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
-from sphere_bench.models.fingerprint import model_fingerprint, tensors_fingerprint
 from sphere_bench.models.hooks import capture
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
@@ -125,66 +117,6 @@ def second_moments(
     return SecondMoments(sums.means(), sums.tokens)
 
 
-def load_or_compute(
-    loaded: LoadedModel,
-    layers: Sequence[int],
-    corpus: str,
-    tokens: int | None = None,
-    cache_dir: str | Path | None = None,
-    *,
-    max_length: int = MAX_LENGTH,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-    precision: torch.dtype | None = None,
-) -> dict[int, Tensor]:
-    """C of ``layers`` from the cache, or computed and put there.
-
-    The cache's key is content alone: the model's configuration, tokenizer and weights, the layers
-    and their projections, the precision of the forwards, the corpus, the number of tokens and the
-    window. Where a model's folder
-    lies and what it is called do not count.
-
-    Args:
-        corpus: see :func:`sphere_bench.data.corpus.corpus_texts`, or ``generated`` for text that
-            the model writes itself.
-        cache_dir: :func:`default_cache_dir` when ``None``.
-        loaded, layers, tokens, max_length, tokens_per_batch, precision: see
-            :func:`second_moments`.
-
-    Returns:
-        Layer to C [d_in, d_in], float64, on the model's device.
-
-    Raises:
-        SphereBenchError: the cached file is damaged, the cache cannot be written or the corpus
-            not be read.
-    """
-    folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-    content = {
-        "model": model_fingerprint(loaded),
-        "dtype": str(precision or loaded.dtype),
-        "layers": {layer: _module_name(loaded, layer) for layer in layers},
-        "corpus": GENERATED if corpus == GENERATED else corpus_fingerprint(corpus),
-        "tokens": token_count(loaded, layers, tokens),
-        "max_length": max_length,
-    }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    file = folder / f"{key[:32]}.safetensors"
-    if file.exists():
-        logger.info("key statistics from %s", file)
-        moments = _read(file, layers)
-        return {layer: moment.to(_double_device(loaded)) for layer, moment in moments.items()}
-    moments, seen = second_moments(
-        loaded,
-        layers,
-        ordinary_texts(loaded, corpus),
-        tokens,
-        max_length=max_length,
-        tokens_per_batch=tokens_per_batch,
-        precision=precision,
-    )
-    _write(file, moments, {**content, "tokens_seen": seen})
-    return moments
-
-
 def ordinary_texts(loaded: LoadedModel, corpus: str, key: str = KEY) -> Iterable[str]:
     """The texts of a corpus, or for ``generated`` those that the model, still unedited, writes.
 
@@ -192,12 +124,6 @@ def ordinary_texts(loaded: LoadedModel, corpus: str, key: str = KEY) -> Iterable
         key: see :func:`corpus_texts`.
     """
     return self_written_texts(loaded) if corpus == GENERATED else corpus_texts(corpus, key)
-
-
-def default_cache_dir() -> Path:
-    """``statistics`` in $SPHERE_BENCH_CACHE, or in ~/.cache/sphere-bench where that is not set."""
-    root = os.environ.get("SPHERE_BENCH_CACHE") or "~/.cache/sphere-bench"
-    return Path(root).expanduser() / "statistics"
 
 
 class _KeySums:
@@ -208,7 +134,7 @@ class _KeySums:
         self._loaded = loaded
         self._projections = {layer: loaded.layout.projection(layer) for layer in layers}
         self._sums = {
-            layer: torch.zeros(width, width, dtype=torch.float64, device=_double_device(loaded))
+            layer: torch.zeros(width, width, dtype=torch.float64, device=double_device(loaded))
             for layer, width in _key_widths(loaded, layers).items()
         }
         # In blocks of rows, each from its first entry on the diagonal on.
@@ -270,7 +196,7 @@ class _KeySums:
             for index, block in enumerate(blocks):
                 start = index * _ROWS_OF_SUMS
                 self._sums[layer][start : start + len(block), start:] += block.to(
-                    _double_device(self._loaded)
+                    double_device(self._loaded)
                 )
                 block.zero_()
         self._single_tokens = 0
@@ -286,41 +212,6 @@ def _key_widths(loaded: LoadedModel, layers: Sequence[int]) -> dict[int, int]:
     return {layer: loaded.layout.weight(layer).shape[1] for layer in layers}
 
 
-def _double_device(loaded: LoadedModel) -> torch.device:
+def double_device(loaded: LoadedModel) -> torch.device:
     """The model's device, or the CPU where that one has no double precision."""
     return torch.device("cpu") if loaded.device.type == "mps" else loaded.device
-
-
-def _module_name(loaded: LoadedModel, layer: int) -> str:
-    projection = loaded.layout.projection(layer)
-    return next(name for name, module in loaded.model.named_modules() if module is projection)
-
-
-def _write(file: Path, moments: dict[int, Tensor], content: dict[str, object]) -> None:
-    tensors = {f"layer.{layer}": moment.cpu() for layer, moment in moments.items()}
-    metadata = {"content": json.dumps(content), "checksum": tensors_fingerprint(tensors)}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as temporary:
-            save_file(tensors, temporary, metadata)
-    except OSError as error:
-        raise SphereBenchError(
-            f"statistics.cache={file.parent}: cannot write there ({error.strerror or error}): "
-            "give a folder that can be written"
-        ) from error
-
-
-def _read(file: Path, layers: Sequence[int]) -> dict[int, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as stored:
-            checksum = (stored.metadata() or {}).get("checksum")
-            tensors = {f"layer.{layer}": stored.get_tensor(f"layer.{layer}") for layer in layers}
-    except (SafetensorError, OSError) as error:
-        raise _damaged(file) from error
-    if tensors_fingerprint(tensors) != checksum:
-        raise _damaged(file)
-    return {layer: tensors[f"layer.{layer}"] for layer in layers}
-
-
-def _damaged(file: Path) -> SphereBenchError:
-    return SphereBenchError(f"cached key statistics are damaged: delete {file} and run again")

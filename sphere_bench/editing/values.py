@@ -3,21 +3,18 @@
 MEMIT's optimisation (arXiv 2210.07229, section 4.3.1) for all requests of a batch at once.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
-from sphere_bench.models.batching import backing_off, token_batches
+from sphere_bench.editing.micro_batches import Loss, MicroBatch, micro_batches
+from sphere_bench.models.batching import backing_off
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
-from sphere_bench.models.suffix import Stems, SuffixBatch
 
 
 @dataclass(frozen=True)
@@ -93,203 +90,32 @@ def solve_target_values(
     upper = with_layers_in(loaded, above, settings.precision or loaded.dtype)
 
     def solve(tokens: int) -> TargetValues:
-        solver = _Solver(loaded, upper, requests, layer, contexts, settings, tokens)
-        return solver.solve(
-            solver.initial.norm(dim=1) if reference_norms is None else reference_norms
+        batches, initial = micro_batches(
+            loaded, upper, requests, layer, contexts, tokens, settings.kl_factor
         )
+        norms = initial.norm(dim=1) if reference_norms is None else reference_norms
+        return _Solver(batches, initial, norms, settings).solve()
 
     return backing_off(solve, tokens_per_batch)
 
 
-class _Loss(NamedTuple):
-    """Per request, [n]: a part of its loss, and how many of its target tokens are no argmax."""
-
-    loss: Tensor
-    misses: Tensor
-
-
-class _Text(NamedTuple):
-    """What a forward runs for a request.
-
-    Attributes:
-        ids: tokens, without those that nothing is asked behind.
-        start: index of the subject's last token.
-        request: the request's index.
-        kind: index of the context, or the number of contexts for the essence prompt.
-        target: tokens to predict, the last one behind all of ``ids``; none for the essence prompt.
-    """
-
-    ids: list[int]
-    start: int
-    request: int
-    kind: int
-    target: list[int]
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """One micro-batch of texts, essence prompts first.
-
-    Attributes:
-        batch: b rows.
-        requests: the request of each, [b].
-        targets: at each suffix position the token to predict there or -1, [b, s].
-        before: log-probabilities of the unedited model behind the e essence prompts, [e, vocab].
-        weight: a target row's share in its request's loss.
-        kl_factor: an essence prompt's.
-    """
-
-    batch: SuffixBatch
-    requests: Tensor
-    targets: Tensor
-    before: Tensor
-    weight: float
-    kl_factor: float
-
-    def loss(self, delta: Tensor) -> _Loss:
-        rows, columns = (self.targets >= 0).nonzero(as_tuple=True)
-        essences = torch.arange(len(self.before), device=rows.device)
-        logits = self.batch.logits(
-            self._edited(delta),
-            torch.cat([essences, rows]),
-            torch.cat([torch.zeros_like(essences), columns]),
-        )
-        after, logits = _split(logits, len(essences))
-        after = after.log_softmax(dim=1)
-        divergence = (after.exp() * (after - self.before)).sum(dim=1)
-        asked = self.targets[rows, columns]
-        nll = functional.cross_entropy(logits, asked, reduction="none")
-        # A target's tokens count for its mean.
-        shares = self.weight / (self.targets >= 0).sum(dim=1)[rows]
-        wrong = (logits.detach().argmax(dim=1) != asked).to(nll.dtype)
-        loss = nll.new_zeros(len(delta))
-        return _Loss(
-            loss.index_add(0, self.requests[rows], shares * nll).index_add(
-                0, self.requests[essences], self.kl_factor * divergence
-            ),
-            torch.zeros_like(loss).index_add(0, self.requests[rows], wrong),
-        )
-
-    def keep(self, rows: Tensor) -> "_Rows":
-        """The same with these rows only, given in rising order."""
-        batch = self.batch.keep(rows)
-        return replace(
-            self,
-            batch=batch,
-            requests=self.requests[rows],
-            targets=self.targets[rows, : batch.tokens.shape[1]],
-            before=self.before[rows[rows < len(self.before)]],
-        )
-
-    def _edited(self, delta: Tensor) -> Tensor:
-        """Layer z's output with each request's delta added at the subject's last token."""
-        hidden = self.batch.hidden
-        first = hidden[:, :1] + delta[self.requests, None]
-        return torch.cat([first.to(hidden.dtype), hidden[:, 1:]], dim=1)
-
-
-def _split(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` rows and the others.
-
-    Nothing is copied where there is one kind only: the gradient of a slice is as large as what it
-    is cut from.
-    """
-    if count == 0:
-        return logits.detach()[:0], logits
-    if count == len(logits):
-        return logits, logits.detach()[:0]
-    first, others = logits.split([count, len(logits) - count])
-    return first, others
-
-
-def _texts(
-    loaded: LoadedModel, requests: Sequence[EditRequest], contexts: Sequence[str]
-) -> Iterator[_Text]:
-    """The essence prompts, then every request behind every context."""
-    for index, request in enumerate(requests):
-        ids, start = essence_prompt(loaded.tokenizer, request)
-        yield _Text(ids, start, index, kind=len(contexts), target=[])
-    for index, request in enumerate(requests):
-        for kind, context in enumerate(contexts):
-            ids, start, length = prompt_with_target(loaded.tokenizer, request, context)
-            # The target's last token predicts nothing that is asked for.
-            yield _Text(ids[:-1], start, index, kind, target=ids[-length:])
-
-
-@torch.no_grad()
-def _log_probabilities(batch: SuffixBatch, count: int) -> Tensor:
-    """The unedited model's behind the first ``count`` rows' first tokens, [count, vocab]."""
-    if not count:
-        return torch.empty(0, 1, device=batch.hidden.device)
-    rows = torch.arange(count, device=batch.hidden.device)
-    batch = batch.keep(rows)
-    return batch.logits(batch.hidden, rows, torch.zeros_like(rows)).log_softmax(dim=1)
-
-
+@dataclass
 class _Solver:
-    """The optimisation for one batch of requests and one size of micro-batch."""
+    """The optimisation for n requests.
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        upper: LoadedModel,
-        requests: Sequence[EditRequest],
-        layer: int,
-        contexts: Sequence[str],
-        settings: ValueSettings,
-        tokens_per_batch: int,
-    ) -> None:
-        self.loaded, self.upper, self.layer, self.settings = loaded, upper, layer, settings
-        self.tokens_per_batch = tokens_per_batch
-        self.initial = torch.empty(
-            len(requests), loaded.model.config.hidden_size, device=loaded.device
-        )
-        self.rows = list(self._build_rows(requests, contexts))
+    Attributes:
+        batches: what is run of those that are not finished.
+        initial: h0, [n, d_model].
+        norms: ||h0|| or what stands in for it, [n].
+        settings: the solver's numbers.
+    """
 
-    def _build_rows(
-        self, requests: Sequence[EditRequest], contexts: Sequence[str]
-    ) -> Iterator[_Rows]:
-        """Micro-batches of all that is run for the requests; notes h0 of the bare prompts."""
-        texts = list(_texts(self.loaded, requests, contexts))
-        stems = Stems.build(
-            self.loaded,
-            [
-                shared_beginning([text.ids[: text.start] for text in texts if text.kind == kind])
-                for kind in range(len(contexts) + 1)
-            ],
-            self.layer,
-            self.upper,
-        )
-        lengths = [len(text.ids) - text.start for text in texts]
-        for indices in token_batches(lengths, self.tokens_per_batch):
-            # In the order of the texts, so essence prompts first.
-            group = [texts[index] for index in sorted(indices)]
-            batch = SuffixBatch.build(
-                self.loaded,
-                [text.ids for text in group],
-                [text.start for text in group],
-                self.layer,
-                self.upper,
-                stems,
-                [text.kind for text in group],
-            )
-            owners = torch.tensor([text.request for text in group])
-            bare = torch.tensor([text.kind == 0 for text in group])
-            self.initial[owners[bare]] = batch.hidden[bare, 0].to(self.initial.dtype)
-            targets = torch.full(batch.tokens.shape, -1, dtype=torch.long)
-            for row, text in enumerate(group):
-                end = len(text.ids) - text.start
-                targets[row, end - len(text.target) : end] = torch.as_tensor(text.target)
-            yield _Rows(
-                batch,
-                owners.to(self.loaded.device),
-                targets.to(self.loaded.device),
-                _log_probabilities(batch, sum(not text.target for text in group)),
-                1 / len(contexts),
-                self.settings.kl_factor,
-            )
+    batches: list[MicroBatch]
+    initial: Tensor
+    norms: Tensor
+    settings: ValueSettings
 
-    def solve(self, norms: Tensor) -> TargetValues:
+    def solve(self) -> TargetValues:
         settings, initial = self.settings, self.initial
         delta = torch.zeros_like(initial, requires_grad=True)
         optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
@@ -298,7 +124,7 @@ class _Solver:
         for iteration in range(settings.steps):
             last = iteration == settings.steps - 1
             optimizer.zero_grad()
-            loss, misses = self._loss(delta, norms, backward=not last)
+            loss, misses = self._loss(delta, backward=not last)
             for index, value in zip(
                 active.nonzero()[:, 0].tolist(), loss[active].tolist(), strict=True
             ):
@@ -314,31 +140,31 @@ class _Solver:
             before = delta.detach().clone()
             optimizer.step()
             with torch.no_grad():
-                scale = (settings.clamp_norm_factor * norms / delta.norm(dim=1)).clamp(max=1)
+                scale = (settings.clamp_norm_factor * self.norms / delta.norm(dim=1)).clamp(max=1)
                 # Adam's momentum would go on moving the finished ones.
                 delta.copy_(torch.where(active[:, None], delta * scale[:, None], before))
         return TargetValues(initial + delta.detach(), delta.detach(), losses)
 
-    def _loss(self, delta: Tensor, norms: Tensor, *, backward: bool) -> "_Loss":
+    def _loss(self, delta: Tensor, *, backward: bool) -> Loss:
         """Every request's loss and misses; the gradient is added to ``delta.grad``."""
         total = torch.zeros(len(delta), device=delta.device)
         misses = torch.zeros_like(total)
         with torch.set_grad_enabled(backward):
-            decay = self.settings.weight_decay * delta.norm(dim=1) / norms**2
-            own = _Loss(decay, misses.clone())
-            for part in chain([own], (rows.loss(delta) for rows in self.rows)):
+            decay = self.settings.weight_decay * delta.norm(dim=1) / self.norms**2
+            own = Loss(decay, misses.clone())
+            for part in chain([own], (batch.loss(delta) for batch in self.batches)):
                 total += part.loss.detach()
                 misses += part.misses
                 if backward:
                     part.loss.sum().backward()
-        return _Loss(total, misses)
+        return Loss(total, misses)
 
     def _drop_finished(self, active: Tensor) -> None:
         kept = []
-        for rows in self.rows:
-            wanted = active[rows.requests].nonzero()[:, 0]
-            if len(wanted) == len(rows.requests):
-                kept.append(rows)
+        for batch in self.batches:
+            wanted = active[batch.requests].nonzero()[:, 0]
+            if len(wanted) == len(batch.requests):
+                kept.append(batch)
             elif len(wanted):
-                kept.append(rows.keep(wanted))
-        self.rows = kept
+                kept.append(batch.keep(wanted))
+        self.batches = kept

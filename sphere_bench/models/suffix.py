@@ -6,61 +6,25 @@ runs the layers above z for the tokens from p on only.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from sphere_bench.models.attention import cpu_attention
 from sphere_bench.models.batching import token_batches
-from sphere_bench.models.hooks import capture, select_positions, start_after
+from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.loading import LoadedModel
-
-_KeysValues: TypeAlias = tuple[Tensor, Tensor]  # of one layer
-
-
-class _PrefixLayer(DynamicLayer):
-    """Keys and values of the prefix, put in front of the new ones and never grown."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
-        return (
-            torch.cat([self.keys, key_states], dim=-2),
-            torch.cat([self.values, value_states], dim=-2),
-        )
-
-
-@dataclass(frozen=True)
-class Stems:
-    """Beginnings that many rows share, run once.
-
-    Attributes:
-        lengths: tokens of each of n stems.
-        lower: keys and values of the layers up to z, each [n, heads, longest, d_head].
-        upper: those of the layers above, the first of them also in place of each layer up to z.
-    """
-
-    lengths: list[int]
-    lower: list[_KeysValues]
-    upper: list[_KeysValues]
-
-    @classmethod
-    def build(
-        cls, loaded: LoadedModel, stems: Sequence[Sequence[int]], layer: int, upper: LoadedModel
-    ) -> "Stems":
-        """Run ``stems`` (token ids) up to ``layer`` by ``loaded`` and above it by ``upper``."""
-        lengths = [len(stem) for stem in stems]
-        if not any(lengths):
-            return cls(lengths, [], [])
-        inputs = _padded(stems, [0] * len(stems), loaded.device)
-        cache = DynamicCache()
-        hidden = _run_lower(loaded, layer, inputs, cache)
-        return cls(lengths, _entries(cache), _run_upper(upper, layer, hidden, inputs, []))
+from sphere_bench.models.prefixes import (
+    KeysValues,
+    Stems,
+    fixed_cache,
+    left_padded,
+    padded_inputs,
+    run_lower,
+    run_upper,
+    starting_after,
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +41,8 @@ class SuffixBatch:
         hidden: layer z's own output for the suffixes, [b, s, d_model].
         mask: 1 at real tokens of prefix and suffix, [b, prefix + s].
         positions: the suffixes' position ids, [b, s].
-        prefix: keys and values of the prefixes per layer, each [b, heads, prefix, d_head]; layers
-            up to z are never run again, and the first above stands for all of them. Empty where
-            no row has a prefix, or no layer is above z.
+        prefix: keys and values of the prefixes for every layer above z, each
+            [b, heads, prefix, d_head]. Empty where no row has a prefix, or no layer is above z.
     """
 
     upper: LoadedModel
@@ -88,7 +51,7 @@ class SuffixBatch:
     hidden: Tensor
     mask: Tensor
     positions: Tensor
-    prefix: list[_KeysValues]
+    prefix: list[KeysValues]
 
     @classmethod
     def build(
@@ -145,18 +108,18 @@ class SuffixBatch:
     ) -> "SuffixBatch":
         """As :meth:`build`, all rows in one forward of the layers up to ``layer``."""
         skipped = [0] * len(rows)
-        lower: list[_KeysValues] = []
-        prefix: list[_KeysValues] = []
+        lower: list[KeysValues] = []
+        prefix: list[KeysValues] = []
         longest = max(starts)  # of what is run of the prefixes
         if stems is not None and stems.lower:
             own = [stems.lengths[owner] for owner in owners]
             longest = max(start - length for start, length in zip(starts, own, strict=True))
             skipped = [max(0, start - longest) for start in starts]
             lower, prefix = (
-                _left_padded(cached, owners, skipped) for cached in (stems.lower, stems.upper)
+                left_padded(cached, owners, skipped) for cached in (stems.lower, stems.upper)
             )
         width = max(skipped)
-        inputs = _padded(
+        inputs = padded_inputs(
             [row[length:] for row, length in zip(rows, skipped, strict=True)],
             [start - length for start, length in zip(starts, skipped, strict=True)],
             loaded.device,
@@ -167,14 +130,14 @@ class SuffixBatch:
         of_stems = torch.arange(width, device=loaded.device) >= width - offsets
         mask = torch.cat([of_stems.to(mask.dtype), mask], dim=1)
         inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-        hidden = _run_lower(loaded, layer, inputs, _fixed_cache(lower))
+        hidden = run_lower(loaded, layer, inputs, fixed_cache(lower))
         if longest:
             inputs = {
                 "input_ids": tokens[:, :longest],
                 "attention_mask": mask[:, : width + longest],
                 "position_ids": positions[:, :longest],
             }
-            prefix = _run_upper(upper, layer, hidden[:, :longest], inputs, prefix)
+            prefix = run_upper(upper, layer, hidden[:, :longest], inputs, prefix)
         return cls(
             upper,
             layer,
@@ -201,7 +164,7 @@ class SuffixBatch:
             [n, vocab], in float32.
         """
         with (
-            _starting_after(self.upper, self.layer, hidden),
+            starting_after(self.upper, self.layer, hidden),
             select_positions(self.upper.layout.head, rows, columns),
             cpu_attention(hidden.device),
         ):
@@ -209,7 +172,7 @@ class SuffixBatch:
                 input_ids=self.tokens,
                 attention_mask=self.mask,
                 position_ids=self.positions,
-                past_key_values=_fixed_cache(self.prefix),
+                past_key_values=fixed_cache(self.prefix, self.layer + 1),
                 use_cache=False,
             )
         return output.logits[0].float()
@@ -276,101 +239,3 @@ def _joined(parts: Sequence[SuffixBatch], places: Sequence[Sequence[int]]) -> Su
             for layer in range(max(len(part.prefix) for part in parts))
         ],
     )
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device
-) -> dict[str, Tensor]:
-    """A model's inputs, padded on both sides so that all ``starts`` share a column."""
-    longest = max(starts)
-    padding = torch.tensor([longest - start for start in starts])
-    ends = padding + torch.tensor([len(row) for row in rows])
-    columns = torch.arange(int(ends.max()))
-    mask = ((columns >= padding[:, None]) & (columns < ends[:, None])).long()
-    tokens = torch.zeros_like(mask)
-    tokens[mask.bool()] = torch.tensor([token for row in rows for token in row], dtype=torch.long)
-    positions = (columns - padding[:, None]).clamp(min=0)
-    inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions}
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
-def _left_padded(
-    stems: list[_KeysValues], owners: Sequence[int], lengths: Sequence[int]
-) -> list[_KeysValues]:
-    """Each row's first ``lengths`` tokens of its stem, [b, heads, longest, d_head] a layer."""
-    width = max(lengths)
-    if not width or not stems:
-        return []
-    device = stems[0][0].device
-    rows = torch.tensor(owners, device=device)[:, None]
-    missing = width - torch.tensor(lengths, device=device)[:, None]
-    places = (torch.arange(width, device=device) - missing).clamp(min=0)
-    return [
-        (
-            keys.transpose(1, 2)[rows, places].transpose(1, 2),
-            values.transpose(1, 2)[rows, places].transpose(1, 2),
-        )
-        for keys, values in stems
-    ]
-
-
-@torch.no_grad()
-def _run_lower(
-    loaded: LoadedModel, layer: int, inputs: dict[str, Tensor], cache: DynamicCache | None
-) -> Tensor:
-    """``layer``'s output, [b, tokens, d_model]."""
-    with (
-        capture({layer: loaded.layout.decoder_layers[layer]}, "output", stop=True) as seen,
-        cpu_attention(loaded.device),
-    ):
-        loaded.model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None)
-    return seen[layer]
-
-
-@torch.no_grad()
-def _run_upper(
-    upper: LoadedModel,
-    layer: int,
-    hidden: Tensor,
-    inputs: dict[str, Tensor],
-    prefix: list[_KeysValues],
-) -> list[_KeysValues]:
-    """Keys and values of the layers above ``layer``, those of ``prefix`` in front.
-
-    The first above stands for the layers up to ``layer``.
-    """
-    cache = _cache(prefix, DynamicLayer)
-    with _starting_after(upper, layer, hidden), cpu_attention(upper.device):
-        upper.model.base_model(**inputs, past_key_values=cache, use_cache=True)
-    above = _entries(cache)[layer + 1 :]
-    return [above[0]] * (layer + 1) + above if above else []
-
-
-def _starting_after(
-    loaded: LoadedModel, layer: int, hidden: Tensor
-) -> AbstractContextManager[None]:
-    return start_after(
-        loaded.layout.decoder_layers,
-        layer,
-        hidden.to(loaded.layout.head.weight.dtype),  # type: ignore[arg-type]
-        tuples=loaded.layers_return_tuples,
-    )
-
-
-def _cache(prefix: list[_KeysValues], kind: type[DynamicLayer]) -> DynamicCache:
-    """Layers that hold the prefix already."""
-    cache = DynamicCache()
-    for keys, values in prefix:
-        entry = kind()
-        entry.lazy_initialization(keys, values)
-        entry.keys, entry.values = keys, values
-        cache.layers.append(entry)
-    return cache
-
-
-def _fixed_cache(prefix: list[_KeysValues]) -> DynamicCache | None:
-    return _cache(prefix, _PrefixLayer) if prefix else None
-
-
-def _entries(cache: DynamicCache) -> list[_KeysValues]:
-    return [(entry.keys, entry.values) for entry in cache.layers]  # type: ignore[union-attr, misc]

@@ -7,10 +7,11 @@ import torch
 
 from sphere_bench.editing.editor import LocateThenEdit
 from sphere_bench.editing.keys import BatchReader
+from sphere_bench.editing.micro_batches import micro_batches
 from sphere_bench.editing.pipeline import EditingSetup
 from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.editing.transforms import Sphere
-from sphere_bench.editing.values import ValueSettings, _Solver, solve_target_values
+from sphere_bench.editing.values import ValueSettings, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.models import batching
 from sphere_bench.models.loading import LoadedModel
@@ -70,8 +71,10 @@ def test_values_of_essence_prompts_in_batches_of_their_own_or_with_the_others(
     monkeypatch.setattr(batching, "_TOKENS_A_FORWARD_IS_WORTH", price)
     settings = replace(golden.values, loss_threshold=0.5)
     loaded, requests = golden.loaded, golden.requests[:3]
-    solver = _Solver(loaded, loaded, requests, LAYERS[-1], golden.contexts, settings, TOKENS)
-    mixed = [0 < len(rows.before) < len(rows.requests) for rows in solver.rows]
+    batches, _ = micro_batches(
+        loaded, loaded, requests, LAYERS[-1], golden.contexts, TOKENS, settings.kl_factor
+    )
+    mixed = [0 < len(batch.before) < len(batch.requests) for batch in batches]
     assert any(mixed) == (price > 0)
     iterations = assert_same_values(loaded, golden, settings, count=3)
     assert len(set(iterations)) > 1

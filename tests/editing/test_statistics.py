@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from sphere_bench.editing import statistics
-from sphere_bench.editing.statistics import default_cache_dir, load_or_compute, second_moments
+from sphere_bench.editing.statistics import second_moments
+from sphere_bench.editing.statistics_cache import default_cache_dir, load_or_compute
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.fingerprint import model_fingerprint
 from sphere_bench.models.loading import LoadedModel, load_model
