@@ -158,8 +158,8 @@ class Benchmark:
     def statistics(self, tokens: int | None) -> None:
         """Seconds that all edited layers take for a thousand tokens of text.
 
-        One pass for all layers and the reference's passes take turns, so that a machine whose
-        speed drifts is as fast for one as for the other.
+        One pass for all layers and the reference's passes, each from the texts on, take turns, so
+        that a machine whose speed drifts is as fast for one as for the other.
         """
         if tokens == 0:
             return
@@ -173,19 +173,24 @@ class Benchmark:
             count += len(encode(self.loaded.tokenizer, text).ids)
             if count >= wanted:
                 break
-        windows = list(token_windows(self.loaded, texts, count, config.max_length))
+
+        def plain_pass(layer: int, tokens: int = count) -> None:
+            windows = token_windows(self.loaded, texts, tokens, config.max_length)
+            second_moment(self.loaded, layer, windows)
+
         measure = partial(
             second_moments,
             max_length=config.max_length,
             tokens_per_batch=config.tokens_per_batch,
             precision=dtype_named(config.precision),
         )
-        measure(self.loaded, layers, texts[:1], len(windows[0]))
-        second_moment(self.loaded, layers[-1], windows[:1])
+        few = min(100, count)  # to warm up
+        measure(self.loaded, layers, texts, few)
+        plain_pass(layers[-1], few)
         own = [self._seconds(measure, self.loaded, layers, texts, count)]
         plain = 0.0
         for layer in layers if self.sample else ():
-            plain += self._seconds(second_moment, self.loaded, layer, windows)
+            plain += self._seconds(plain_pass, layer)
             own.append(self._seconds(measure, self.loaded, layers, texts, count))
         scale = 1000 / count
         self._add("stage", "statistics", "s/1000 tokens", scale * mean(own), scale * plain or None)

@@ -163,7 +163,11 @@ class _KeySums:
         real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [b, s]
         with capture(self._projections, "input", stop=True) as captured:
             self._loaded.model.base_model(input_ids=tokens, use_cache=False)
-        keys = {layer: seen[real].float() for layer, seen in captured.items()}
+        padded = len(set(map(len, windows))) > 1
+        keys = {
+            layer: (seen[real] if padded else seen.flatten(0, 1)).float()
+            for layer, seen in captured.items()
+        }
         # This should take no memory; if it does, going on would count some keys twice.
         self._half_added = True
         for layer, blocks in self._single.items():
@@ -187,8 +191,14 @@ class _KeySums:
                     f"keys of layer {layer} are not finite: use model.dtype=float32, and for "
                     "statistics.precision float32 or null"
                 )
-            sums.triu_().div_(self.tokens)
-            sums += sums.triu(1).T
+            sums.div_(self.tokens)
+            # What lies left of the diagonal is mirrored block by block, without a second matrix.
+            for start in range(0, len(sums), _ROWS_OF_SUMS):
+                own = slice(start, start + _ROWS_OF_SUMS)
+                behind = slice(start + _ROWS_OF_SUMS, None)
+                square = sums[own, own]
+                square.copy_(square.triu() + square.triu(1).T)
+                sums[behind, own] = sums[own, behind].T
         return self._sums
 
     def _flush(self) -> None:
