@@ -174,8 +174,8 @@ class Benchmark:
             if count >= wanted:
                 break
 
-        def plain_pass(layer: int, tokens: int = count) -> None:
-            windows = token_windows(self.loaded, texts, tokens, config.max_length)
+        def plain_pass(layer: int, limit: int = count) -> None:
+            windows = token_windows(self.loaded, texts, limit, config.max_length)
             second_moment(self.loaded, layer, windows)
 
         measure = partial(
@@ -184,7 +184,7 @@ class Benchmark:
             tokens_per_batch=config.tokens_per_batch,
             precision=dtype_named(config.precision),
         )
-        few = min(100, count)  # to warm up
+        few = min(config.tokens_per_batch, count)  # to warm up
         measure(self.loaded, layers, texts, few)
         plain_pass(layers[-1], few)
         own = [self._seconds(measure, self.loaded, layers, texts, count)]

@@ -161,9 +161,9 @@ class _KeySums:
         tokens = pad_right(windows).to(device)
         lengths = torch.tensor([len(window) for window in windows], device=device)
         real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [b, s]
+        padded = tokens.numel() > sum(map(len, windows))
         with capture(self._projections, "input", stop=True) as captured:
             self._loaded.model.base_model(input_ids=tokens, use_cache=False)
-        padded = len(set(map(len, windows))) > 1
         keys = {
             layer: (seen[real] if padded else seen.flatten(0, 1)).float()
             for layer, seen in captured.items()

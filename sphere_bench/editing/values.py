@@ -167,4 +167,5 @@ class _Solver:
                 kept.append(batch)
             elif len(wanted):
                 kept.append(batch.keep(wanted))
-        self.batches = kept
+        # In place, so that nobody else keeps what is dropped.
+        self.batches[:] = kept

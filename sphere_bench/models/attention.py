@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 @contextmanager
-def cpu_attention(device: torch.device) -> Iterator[None]:
-    """On the CPU, plain attention in which keys and values are not repeated for every head.
+def replay_attention(device: torch.device) -> Iterator[None]:
+    """On the CPU, plain attention, and keys and values that are not repeated for every head.
 
     Flash attention's backward is eight times slower there in bfloat16, and repeating the prefix
     costs more than attending to it.
@@ -23,7 +24,8 @@ def cpu_attention(device: torch.device) -> Iterator[None]:
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     ALL_ATTENTION_FUNCTIONS["sdpa"] = partial(grouped_attention, before)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = before
 
@@ -41,7 +43,7 @@ def grouped_attention(
     """Attention in which the heads that share keys and values are further queries of one head.
 
     Args:
-        attend: transformers' own, for other masks than the one below.
+        attend: transformers' own, for other masks than the one below and for what it alone knows.
         query: [b, heads, s, d_head].
         key, value: [b, groups, t, d_head].
         attention_mask: [b, 1, s, t].
@@ -52,13 +54,16 @@ def grouped_attention(
     batch, heads, length, width = query.shape
     groups, total = key.shape[1:3]
     shared_mask = attention_mask is not None and attention_mask.shape[1:] == (1, length, total)
-    if not shared_mask or options.get("position_bias") is not None:
+    special = any(options.get(name) is not None for name in ("position_bias", "softcap"))
+    if not shared_mask or special:
         return attend(module, query, key, value, attention_mask, scaling=scaling, **options)
     assert attention_mask is not None
     if attention_mask.dtype == torch.bool:
-        lowest = torch.finfo(query.dtype).min
+        # A row of which all is hidden stays finite, in float16 too.
+        lowest = torch.finfo(query.dtype).min / 2
         attention_mask = query.new_zeros(()).where(attention_mask, lowest)
-    packed = (query * (scaling or width**-0.5)).reshape(batch, groups, -1, width)
+    scaling = width**-0.5 if scaling is None else scaling
+    packed = (query * scaling).reshape(batch, groups, -1, width)
     scores = (packed @ key.transpose(2, 3)).view(batch, heads, length, total) + attention_mask
     # The softmax is never less exact than float32, as in transformers' plain attention.
     exact = torch.promote_types(query.dtype, torch.float32)

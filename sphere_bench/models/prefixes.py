@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from sphere_bench.models.attention import cpu_attention
 from sphere_bench.models.hooks import capture, start_after
 from sphere_bench.models.loading import LoadedModel
 
@@ -88,10 +87,7 @@ def run_lower(
     loaded: LoadedModel, layer: int, inputs: dict[str, Tensor], cache: DynamicCache | None
 ) -> Tensor:
     """``layer``'s output, [b, tokens, d_model]."""
-    with (
-        capture({layer: loaded.layout.decoder_layers[layer]}, "output", stop=True) as seen,
-        cpu_attention(loaded.device),
-    ):
+    with capture({layer: loaded.layout.decoder_layers[layer]}, "output", stop=True) as seen:
         loaded.model.base_model(**inputs, past_key_values=cache, use_cache=cache is not None)
     return seen[layer]
 
@@ -106,7 +102,7 @@ def run_upper(
 ) -> list[KeysValues]:
     """Keys and values of the layers above ``layer``, those of ``prefix`` in front."""
     cache = _cache(prefix, DynamicLayer, layer + 1)
-    with starting_after(upper, layer, hidden), cpu_attention(upper.device):
+    with starting_after(upper, layer, hidden):
         upper.model.base_model(**inputs, past_key_values=cache, use_cache=True)
     return _entries(cache)[layer + 1 :]
 

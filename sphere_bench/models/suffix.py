@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sphere_bench.models.attention import cpu_attention
+from sphere_bench.models.attention import replay_attention
 from sphere_bench.models.batching import token_batches
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.loading import LoadedModel
@@ -66,7 +66,7 @@ class SuffixBatch:
     ) -> "SuffixBatch":
         """Run the rows up to ``layer``, and the prefixes ``row[:start]`` through those above.
 
-        Rows go together where that runs the fewest tokens: a prefix is not padded to the longest.
+        Rows whose prefixes are of like length go together, so that little of that is padding.
 
         Args:
             loaded: the model.
@@ -77,10 +77,12 @@ class SuffixBatch:
             stems: their tokens are run again only where a row would be padded otherwise.
             owners: the stem that each row's prefix begins with.
         """
-        own = [len(row) for row in rows]
+        # Suffixes are padded to the longest anyway.
+        longest = max(len(row) - start for row, start in zip(rows, starts, strict=True))
+        run = [start + longest for start in starts]
         if stems is not None:
-            own = [length - stems.lengths[owner] for length, owner in zip(own, owners, strict=True)]
-        groups = [sorted(group) for group in token_batches(own, len(own) * max(own))]
+            run = [tokens - stems.lengths[owner] for tokens, owner in zip(run, owners, strict=True)]
+        groups = [sorted(group) for group in token_batches(run, len(run) * max(run))]
         parts = [
             cls._build_together(
                 loaded,
@@ -89,7 +91,7 @@ class SuffixBatch:
                 layer,
                 upper or loaded,
                 stems,
-                [owners[index] for index in group] if stems else [],
+                [owners[index] for index in group] if stems is not None else [],
             )
             for group in groups
         ]
@@ -166,7 +168,7 @@ class SuffixBatch:
         with (
             starting_after(self.upper, self.layer, hidden),
             select_positions(self.upper.layout.head, rows, columns),
-            cpu_attention(hidden.device),
+            replay_attention(hidden.device),
         ):
             output = self.upper.model(
                 input_ids=self.tokens,
@@ -224,18 +226,21 @@ def _joined(parts: Sequence[SuffixBatch], places: Sequence[Sequence[int]]) -> Su
     def suffixes(tensors: Sequence[Tensor]) -> Tensor:
         return joined(tensors, right, [0] * len(parts))
 
-    def prefixes(layer: int, kind: int) -> Tensor:
-        tensors = [part.prefix[layer][kind] if part.prefix else None for part in parts]
+    def prefixes(tensors: Sequence[Tensor | None]) -> Tensor:
         return joined(tensors, left, missing, dim=2)
 
+    prefix = []
+    while any(part.prefix for part in parts):
+        # Taken from the parts, so that no more than a layer is there twice.
+        layer = [part.prefix.pop(0) if part.prefix else (None, None) for part in parts]
+        prefix.append(
+            (prefixes([keys for keys, _ in layer]), prefixes([values for _, values in layer]))
+        )
     return replace(
         parts[0],
         tokens=suffixes([part.tokens for part in parts]),
         hidden=suffixes([part.hidden for part in parts]),
         mask=joined([part.mask for part in parts], left + right, missing),
         positions=suffixes([part.positions for part in parts]),
-        prefix=[
-            (prefixes(layer, 0), prefixes(layer, 1))
-            for layer in range(max(len(part.prefix) for part in parts))
-        ],
+        prefix=prefix,
     )

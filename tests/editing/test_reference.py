@@ -1,5 +1,6 @@
 """The batched code equals the plain per-request reference, on many layouts."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from sphere_bench.editing.editor import LocateThenEdit
 from sphere_bench.editing.keys import BatchReader
-from sphere_bench.editing.micro_batches import micro_batches
+from sphere_bench.editing.micro_batches import Loss, MicroBatch, micro_batches
 from sphere_bench.editing.pipeline import EditingSetup
 from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.editing.transforms import Sphere
@@ -15,6 +16,7 @@ from sphere_bench.editing.values import ValueSettings, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.models import batching
 from sphere_bench.models.loading import LoadedModel
+from sphere_bench.models.suffix import SuffixBatch
 from tests.golden_numbers import LAYERS, NAMES, Golden, load_golden, relative_error
 from tests.reference import memit
 from tests.reference.keys import hidden_at, keys_at
@@ -78,6 +80,29 @@ def test_values_of_essence_prompts_in_batches_of_their_own_or_with_the_others(
     assert any(mixed) == (price > 0)
     iterations = assert_same_values(loaded, golden, settings, count=3)
     assert len(set(iterations)) > 1
+
+
+def test_what_finished_requests_took_is_freed(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[SuffixBatch]] = []
+    rows_in_memory: list[int] = []
+    loss = MicroBatch.loss
+
+    def counted(part: MicroBatch, delta: torch.Tensor) -> Loss:
+        if not any(reference() is part.batch for reference in seen):
+            seen.append(weakref.ref(part.batch))
+        there = [batch for batch in (reference() for reference in seen) if batch is not None]
+        rows_in_memory.append(sum(len(batch.tokens) for batch in there))
+        return loss(part, delta)
+
+    monkeypatch.setattr(MicroBatch, "loss", counted)
+    settings = replace(golden.values, loss_threshold=0.5)
+    requests, contexts = golden.requests[:6], golden.contexts
+    solve_target_values(golden.loaded, requests, LAYERS[-1], contexts, settings, TOKENS)
+    prompts = len(requests) * (len(contexts) + 1)  # the essence prompts too
+    assert max(rows_in_memory) == prompts
+    assert rows_in_memory[-1] < prompts
 
 
 def test_all_prompts_of_a_single_request_go_through_one_forward_an_iteration() -> None:

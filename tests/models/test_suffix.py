@@ -38,8 +38,7 @@ def full_logits(loaded: LoadedModel, row: list[int], start: int, delta: Tensor) 
 def suffix_logits(batch: SuffixBatch, delta: Tensor) -> list[Tensor]:
     """Logits of every real suffix token, row by row."""
     hidden = torch.cat([batch.hidden[:, :1] + delta[:, None], batch.hidden[:, 1:]], dim=1)
-    prefix = batch.mask.shape[1] - batch.tokens.shape[1]
-    rows, columns = batch.mask[:, prefix:].nonzero(as_tuple=True)
+    rows, columns = batch.mask[:, batch.prefix_length :].nonzero(as_tuple=True)
     logits = batch.logits(hidden, rows, columns)
     return [logits[rows == row] for row in range(len(hidden))]
 
@@ -122,7 +121,7 @@ def test_shared_beginnings_are_not_run_again() -> None:
     assert seen == [5 + 3, 5, 2 + 3, 2]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt2"])
 @pytest.mark.parametrize("stemmed", [False, True])
 @pytest.mark.parametrize("last_layer", [False, True])
 def test_prefixes_of_unequal_length_are_run_apart_and_joined(
@@ -135,7 +134,7 @@ def test_prefixes_of_unequal_length_are_run_apart_and_joined(
     rows = [
         [5, 6, 7][: min(3, start)]
         + [10 + (index * 7 + place) % 80 for place in range(3, start)]
-        + [20 + index] * (1 + index % 3)
+        + [20 + index] * (1 + index // 3 % 3)
         for index, start in enumerate(starts)
     ]
     stems, owners = None, []
@@ -154,8 +153,11 @@ def test_prefixes_of_unequal_length_are_run_apart_and_joined(
     # All in one forward would run 23 tokens a row up to z, and 20 above it.
     assert run < 0.5 * len(rows) * (23 + 20)
     delta = torch.randn(len(rows), loaded.model.config.hidden_size)
+    kept = [index for index in range(len(rows)) if index % 5]
     with torch.no_grad():
-        for index, logits in enumerate(suffix_logits(batch, delta)):
+        joined = suffix_logits(batch, delta)
+        fewer = suffix_logits(batch.keep(torch.tensor(kept)), delta[kept])
+        for index, logits in [*enumerate(joined), *zip(kept, fewer, strict=True)]:
             alone = SuffixBatch.build(loaded, [rows[index]], [starts[index]], layer)
             (expected,) = suffix_logits(alone, delta[[index]])
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
