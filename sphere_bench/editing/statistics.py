@@ -161,7 +161,8 @@ class _KeySums:
         tokens = pad_right(windows).to(device)
         lengths = torch.tensor([len(window) for window in windows], device=device)
         real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [b, s]
-        padded = tokens.numel() > sum(map(len, windows))
+        added = sum(map(len, windows))
+        padded = tokens.numel() > added
         with capture(self._projections, "input", stop=True) as captured:
             self._loaded.model.base_model(input_ids=tokens, use_cache=False)
         keys = {
@@ -175,7 +176,6 @@ class _KeySums:
             for index, (block, own) in enumerate(zip(blocks, rows, strict=True)):
                 block.addmm_(own, keys[layer][:, index * _ROWS_OF_SUMS :])
         self._half_added = False
-        added = sum(map(len, windows))
         self.tokens += added
         self._single_tokens += added
         return added

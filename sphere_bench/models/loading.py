@@ -198,8 +198,9 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    # torch asserts that it was built for the device, and has no kernels for some.
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    # A torch built without CUDA says so by an assertion; all else, a name it does not know or a
+    # device without kernels, is a RuntimeError.
+    except (RuntimeError, AssertionError) as error:
         raise SphereBenchError(
             f"device={device} is not usable here ({_reason(error)}): try device=auto or device=cpu"
         ) from error
