@@ -8,20 +8,25 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationError
 
-from sphere_bench.composition import (
+from sphere_bench.config.composition import (
+    check_unedited,
     config_folder,
     groups,
     known_keys,
     read_config,
     register_resolvers,
-    run_name,
     validate,
     write_config,
 )
+from sphere_bench.config.schema import Config
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.schema import Config
 
-OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]
+OPTIONS = [
+    # Probes are added to those that the group `evaluation` chooses.
+    f"+probe@probes.another={option}" if group == "probe" else f"{group}={option}"
+    for group, options in groups().items()
+    for option in options
+]
 # METHODS: layers, steps, learning rate, weight decay, clamp, lambda.
 PUBLISHED = {
     "gpt2-xl": ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, 20000),
@@ -41,7 +46,7 @@ def hydra_configs() -> Iterator[None]:
 
 
 def typed(*overrides: str) -> Config:
-    return validate(compose("run", list(overrides)))
+    return validate(compose("run", list(overrides)), overrides)
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -63,8 +68,18 @@ def test_every_option_of_every_group_makes_a_valid_configuration(option):
     assert config.run.name
 
 
+@pytest.mark.parametrize("editor", groups()["editor"])
+def test_every_editor_has_the_keys_of_the_pipeline_around_it(editor):
+    method = typed(f"editor={editor}").editor.method
+    assert {"transforms", "conditioner", "continue_from"} <= method.keys()
+    assert "_partial_" not in method
+
+
 def test_every_target_in_the_configuration_exists():
-    found = {target for option in OPTIONS for target in targets(asdict(typed(option)))}
+    # Of the groups whose options have targets of their own.
+    groups_of_targets = ("editor", "dataset", "evaluation", "+probe@probes.another")
+    options = [each for each in OPTIONS if each.startswith(groups_of_targets)]
+    found = {target for option in options for target in targets(asdict(typed(option)))}
     assert "sphere_bench.editing.solvers.LeastSquares" in found
     for target in found:
         assert callable(get_object(target))
@@ -80,6 +95,8 @@ def test_the_defaults_are_those_that_scripts_rely_on():
     evaluation = config.evaluation
     assert (evaluation.every, evaluation.seen, evaluation.first) == (1, 200, 100)
     assert (config.run.root, config.checkpoint.every) == ("results", 10)
+    assert (config.run.on_mismatch, config.run.on_locked) == ("error", "error")
+    assert (config.objective.metric, config.objective.scope) == ("score", "seen")
     assert config.model.path == config.dataset.path == "bundled"
 
 
@@ -91,13 +108,15 @@ def test_a_real_model_reads_wikipedia_and_a_real_dataset_is_downloaded():
 
 
 def test_sphere_is_the_papers_unless_the_published_codes_is_asked_for():
+    assert typed().editor.apply == "in_loop"
+    assert typed("sphere=published-code").editor.apply == "after"
     paper, published = typed().sphere, typed("sphere=published-code").sphere
     assert (paper.enabled, paper.alpha, paper.eta) == (True, 0.8, 0.5)
     assert (paper.basis, paper.normalize_rows) == ("pretrained", False)
-    assert (paper.rank_rule, paper.apply) == ("paper", "in_loop")
+    assert paper.rank_rule == "paper"
     assert (published.enabled, published.alpha, published.eta) == (True, 0.8, 0.5)
     assert (published.basis, published.normalize_rows) == ("current", True)
-    assert (published.rank_rule, published.apply) == ("published-code", "after")
+    assert published.rank_rule == "published-code"
     assert not typed("sphere=off").sphere.enabled
 
 
@@ -107,14 +126,20 @@ def test_sphere_is_the_papers_unless_the_published_codes_is_asked_for():
         ("memit", "after", "in_loop", "after"),
         ("rect", "after", "after", "after"),
         ("alphaedit", "in_loop", "in_loop", "in_loop"),
+        ("nas", "in_loop", "in_loop", "in_loop"),
+        ("rome", "in_loop", "in_loop", "in_loop"),
+        ("ft", "in_loop", "in_loop", "in_loop"),
+        ("ft-l", "in_loop", "in_loop", "in_loop"),
+        ("ultraedit", "in_loop", "in_loop", "in_loop"),
     ],
 )
 def test_where_transforms_apply_follows_the_editor(editor, off, paper, published):
     found = [
-        typed(f"editor={editor}", f"sphere={sphere}").sphere.apply
+        typed(f"editor={editor}", f"sphere={sphere}").editor.apply
         for sphere in ("off", "paper", "published-code")
     ]
     assert found == [off, paper, published]
+    assert typed(f"editor={editor}", "editor.apply=after").editor.apply == "after"
 
 
 def test_alpha_follows_the_editor_unless_it_is_set():
@@ -154,7 +179,7 @@ def test_an_experiment_is_the_papers_setting():
         ("sphere.eta=1.01", r"sphere\.eta=1\.01: must be between 0 and 1"),
         ("sphere.basis=old", r"sphere\.basis=old: must be one of pretrained, current"),
         ("sphere.rank_rule=mine", r"sphere\.rank_rule=mine: .*published-code"),
-        ("sphere.apply=never", r"sphere\.apply=never: must be one of in_loop, after"),
+        ("editor.apply=never", r"editor\.apply=never: must be one of in_loop, after"),
         ("editor.sphere.alpha=2", r"editor\.sphere\.alpha=2\.0"),
         ("edits.batch_size=0", r"edits\.batch_size=0: must be a number of at least 1"),
         ("edits.batch_size=1000", r"edits\.batch_size=1000 is larger than edits\.total=200"),
@@ -185,6 +210,11 @@ def test_an_experiment_is_the_papers_setting():
         ("checkpoint.keep=0", r"checkpoint\.keep=0: must be a number of at least 1"),
         ("checkpoint.steps=[5,0]", r"checkpoint\.steps=0: must be a number of at least 1"),
         ("run.on_mismatch=ignore", r"run\.on_mismatch=ignore: must be one of error, restart"),
+        ("run.on_locked=wait", r"run\.on_locked=wait: must be one of error, skip"),
+        ("objective.metric=''", r"objective\.metric is empty"),
+        ("+probes.mine.every=1", r"probes\.mine\._target_ is missing: name the probe's class"),
+        ("+probes.mine={_target_: m.P}", r"probes\.mine\.every=None: must be the steps"),
+        ("+probes.mine={_target_: m.P, every: -1}", r"probes\.mine\.every=-1"),
         ("run.name=../elsewhere", r"run\.name=\.\./elsewhere: must be one folder's name"),
         ("run.name='..'", r"run\.name=\.\."),
         ("run.name=''", r"run\.name="),
@@ -219,67 +249,23 @@ def test_a_missing_key_and_a_wrong_type_are_refused():
         typed("edits.total=many")
 
 
+def test_a_file_that_starts_with_an_underscore_is_no_option(tmp_path):
+    (tmp_path / "editor").mkdir()
+    (tmp_path / "hydra").mkdir()
+    for name in ("editor/_base", "editor/mine", "editor/also", "hydra/mine"):
+        (tmp_path / f"{name}.yaml").touch()
+    assert groups([tmp_path]) == {"editor": ["also", "mine"]}
+    assert groups()["sphere"] == ["off", "paper", "published-code"]
+
+
 def test_every_key_of_the_schema_is_known():
     keys = set(known_keys())
     assert {"seed", "sphere.alpha", "model.values.steps", "editor.sphere.alpha"} <= keys
 
 
-def test_equal_configurations_have_equal_names():
-    name = typed().run.name
-    assert name == typed().run.name
-    assert name == typed("model=tiny-gpt2", "edits.total=200", "sphere.eta=0.50").run.name
-    assert typed("energy.exponent=2").run.name == typed("energy.exponent=2.0").run.name
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "run.root=elsewhere",
-        "run.on_mismatch=restart",
-        "device=cpu",
-        "statistics.cache=here",
-        "checkpoint.every=3",
-        "checkpoint.steps=[1]",
-    ],
-)
-def test_where_a_run_happens_and_what_it_keeps_is_not_in_its_name(override):
-    assert typed(override).run.name == typed().run.name
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "seed=1",
-        "sphere=off",
-        "sphere.alpha=0.7",
-        "edits.batch_size=20",
-        "edits.shuffle=true",
-        "dataset=tiny-zsre",
-        "dataset.path=facts.json",
-        "model.dtype=bfloat16",
-        "model.path=elsewhere",
-        "model.second_moment_weight=6",
-        "editor.method.solver.second_moment_weight=6",
-        "values.contexts=['{}']",
-        "statistics.tokens=100",
-        "evaluation.every=2",
-    ],
-)
-def test_whatever_changes_a_result_changes_the_name(override):
-    assert typed(override).run.name != typed().run.name
-
-
-def test_a_name_begins_with_the_choices_and_the_seed():
-    name = typed("sphere=off", "dataset=tiny-zsre", "seed=3").run.name
-    assert name is not None
-    assert name.startswith("memit-off-tiny-gpt2-tiny-zsre-seed3-")
-    assert len(name.rpartition("-")[2]) == 8
-
-
 def test_a_name_that_is_given_is_kept_and_the_folder_is_below_the_root():
     config = typed("run.name=mine", "run.root=runs")
     assert config.run.folder.as_posix() == "runs/mine"
-    assert run_name(config) == typed().run.name
 
 
 def test_hydra_writes_where_the_run_does():
@@ -292,20 +278,36 @@ def test_hydra_writes_where_the_run_does():
 
 def test_a_runs_configuration_comes_back_as_it_was(tmp_path):
     mine = typed(f"run.root={tmp_path}", "run.name=mine", "values.contexts=['So: {}']")
-    mine.run.folder.mkdir()
-    write_config(mine)
-    assert read_config(mine.run.folder) == mine
+    file = tmp_path / "config.yaml"
+    write_config(mine, file)
+    assert read_config(file) == mine
+    assert mine.run.overrides == [
+        f"run.root={tmp_path}",
+        "run.name=mine",
+        "values.contexts=['So: {}']",
+    ]
 
 
 def test_a_run_from_before_statistics_had_a_precision_can_be_read(tmp_path):
-    config = typed(f"run.root={tmp_path}", "run.name=old")
-    config.run.folder.mkdir()
-    write_config(config)
-    file = config.run.folder / "config.yaml"
+    config = typed("run.name=old")
+    file = tmp_path / "config.yaml"
+    write_config(config, file)
     kept = OmegaConf.load(file)
     del kept.statistics["precision"]
     OmegaConf.save(kept, file)
-    assert read_config(config.run.folder) == config
+    assert read_config(file) == config
+
+
+def test_a_configuration_that_was_edited_in_a_runs_folder_is_noticed(tmp_path):
+    config = typed("run.name=mine", "values.contexts=['So: {}']")
+    file = tmp_path / "config.yaml"
+    write_config(config, file)
+    check_unedited(file, asdict(config))
+    file.write_text(file.read_text().replace("alpha: 0.8", "alpha: 0.3"))
+    with pytest.raises(
+        SphereBenchError, match=r"config.yaml was edited .*sphere\.alpha 0\.8 -> 0\.3\): undo"
+    ):
+        check_unedited(file, asdict(config))
 
 
 @pytest.mark.parametrize("content", [None, "", "a: [", "seed: 0", "- 1", "\0"])
@@ -313,4 +315,21 @@ def test_a_damaged_configuration_of_a_run_is_named(content, tmp_path):
     if content is not None:
         (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(SphereBenchError, match=r"config\.yaml is missing or damaged"):
-        read_config(tmp_path)
+        read_config(tmp_path / "config.yaml")
+
+
+def test_a_datasets_loader_takes_the_keys_of_the_dataset():
+    config = typed("dataset.path=facts.json", "dataset.format=zsre", "dataset.target=alt")
+    assert config.dataset.loader == {
+        "_target_": "sphere_bench.data.record_file.RecordFile",
+        "path": "facts.json",
+        "format": "zsre",
+        "url": None,
+        "split": None,
+        "target": "alt",
+    }
+
+
+def test_a_dataset_without_a_loader_names_the_key():
+    with pytest.raises(SphereBenchError, match=r"dataset\.loader\._target_ is missing"):
+        typed("~dataset.loader._target_")

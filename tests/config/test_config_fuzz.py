@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sphere_bench.run
+import sphere_bench.commands.run
 from sphere_bench.cli import main
-from sphere_bench.composition import groups, known_keys
-from sphere_bench.ownership import check_location
-from sphere_bench.schema import Config
-from sphere_bench.signatures import check_arguments
+from sphere_bench.config.composition import groups, known_keys
+from sphere_bench.config.schema import Config
+from sphere_bench.data.configured import build_dataset
+from sphere_bench.run_folder.folder import RunFolder
+from tests.commands.test_run import QUICK
 from tests.fuzzing import fuzz
-from tests.test_run import QUICK
 
 # What makes Hydra itself stumble.
 STUMBLING = ["editor=[0]", "seed=${oc.env:NO_SUCH_VARIABLE}", "sphere=[1,0]", "experiment={a: 1}"]
@@ -32,8 +32,18 @@ EXTREME = {
     "perplexity.tokens=1": "perplexity.tokens=1: no text of perplexity.corpus has two tokens",
     "model.modules.projection=attn.c_attn": "its output has 384 numbers, not the hidden",
     "run.root=''": "run.root is empty",
-    "editor.method._partial_=false": "editor.method._partial_=False: must be one of True",
+    "sphere.apply=after": "no key 'sphere.apply': did you mean 'editor.apply'?",
+    "editor=rome ~model.editors.rome": "model tiny-gpt2 has no numbers for the editor rome: set "
+    "model.editors.rome.layer and model.editors.rome.whiten",
     "editor.method.transforms=[5]": "editor.method.transforms=[5]: must be a list, each an object",
+    "editor=ft editor.method.transforms=null": "editor.method.transforms=None: must be a list",
+    "editor=ultraedit editor.method.continue_from=x": "editor.method.continue_from=x: must be one",
+    "+editor.method.zeal=1": "no key 'editor.method.zeal': LocateThenEdit takes solver, value",
+    "~editor.method.solver": "editor.method.solver is missing: LocateThenEdit needs it",
+    "editor=rome model.editors.rome.layer=-1": "editor.layers=[-1]: must be a rising list",
+    "editor=rome model.editors.rome.whiten=x": "editor.method.whiten=x: must be true or false",
+    "editor=ft-l model.editors.fine_tuning.norm_constraint=0": "norm_constraint=0: must be a",
+    "editor=ultraedit model.editors.ultraedit.layers=[5,4]": "editor.layers=[5, 4]: must be a ris",
     "editor.method.solver=null": "editor.method.solver=None: must be an object with a _target_",
     "+editor.method.solver.zeal=1": "no key 'editor.method.solver.zeal': LeastSquares takes",
     "editor=ft editor.method.learning_rate=-1": "editor.method.learning_rate=-1: must be",
@@ -59,7 +69,7 @@ VALUES = (
 )
 
 
-def told(*arguments: str) -> str:
+def message_about(*arguments: str) -> str:
     """What is printed about arguments that are wrong; nothing is left behind."""
     log = logging.getLogger()
     handlers = log.handlers.copy()
@@ -79,37 +89,42 @@ def told(*arguments: str) -> str:
 
 def up_to_the_model(config: Config) -> None:
     """What a run does before it loads the model."""
-    check_arguments(config.editor.method, "editor.method")
-    check_location(config.run.root, config.run.folder)
-    sphere_bench.run.build_dataset(config)
+    RunFolder(config.run.folder).check_location(config.run.root)
+    sphere_bench.commands.run.check_targets(config)
+    build_dataset(config)
 
 
 @fuzz(40)
 @given(choices=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=2))
 def test_any_value_of_any_key(choices: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sphere_bench.run, "build_and_run", up_to_the_model)
-    told(*(f"{key}={value}" for key, value in choices.items()))
+    monkeypatch.setattr(sphere_bench.commands.run, "run", up_to_the_model)
+    message_about(*(f"{key}={value}" for key, value in choices.items()))
 
 
 @pytest.mark.parametrize("argument", STUMBLING)
 def test_what_makes_hydra_stumble(argument: str) -> None:
-    assert told(argument)
+    assert message_about(argument)
 
 
 @pytest.mark.parametrize(("arguments", "message"), EXTREME.items())
-def test_an_extreme_value_is_told_before_anything_is_written(arguments: str, message: str) -> None:
+def test_an_extreme_value_is_refused_before_anything_is_written(
+    arguments: str, message: str
+) -> None:
     few = [*QUICK, "edits.total=2", "edits.batch_size=2"]
-    assert message in told(*few, *arguments.split(" "))
+    assert message in message_about(*few, *arguments.split(" "))
 
 
-def test_a_prompt_longer_than_the_model_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_prompt_longer_than_the_model_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
     fits: dict[str, Any] = {
         "prompt": "Someone lives in",
         "subject": "Someone",
         "target_new": "Rome",
+        "ground_truth": "Paris",
     }
     long = {**fits, "rephrase_prompt": "They say that " * 200, "case_id": "long"}
     file = tmp_path / "facts.json"
     file.write_text(json.dumps([fits, long]))
-    message = told(f"dataset.path={file}", "edits.total=2", "edits.batch_size=1", *QUICK)
+    message = message_about(f"dataset.path={file}", "edits.total=2", "edits.batch_size=1", *QUICK)
     assert "case long: a prompt with its target has" in message

@@ -1,0 +1,177 @@
+"""What of a configuration decides a run's results, and the contents that it only names."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# Keys, and nodes with all their keys: where a run happens, ends, is kept and is watched. The
+# contents of the model and of the dataset decide, and their fingerprints are recorded.
+_ELSEWHERE = (
+    *("run", "device", "trackers", "checkpoint", "collapse", "objective", "statistics.cache"),
+    *("model.path", "dataset.path", "dataset.url", "dataset.loader.path", "dataset.loader.url"),
+)
+# These act only through the keys that refer to them, such as an editor's, a loader's, a probe's.
+REFERRED = (
+    *("model.layers", "model.second_moment_weight", "model.editors", "editor.sphere"),
+    *(f"dataset.{name}" for name in ("path", "url", "format", "split", "target")),
+    *("evaluation.every", "perplexity", "energy"),
+)
+# How work is cut into forwards, in whichever node.
+_CUT = "tokens_per_batch"
+# A key of this name, in whichever node, names a text; with one of the suffixes, a local file.
+_CORPUS = "corpus"
+_CORPUS_SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")
+_SPHERE = ("alpha", "eta", "basis", "normalize_rows", "rank_rule")
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values; a list is one value."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def is_within(key: str, node: str) -> bool:
+    """Whether a dotted key is ``node`` or lies below it."""
+    return f"{key}.".startswith(f"{node}.")
+
+
+def is_decisive(key: str) -> bool:
+    """Whether a dotted key can decide a run's results, whatever the other keys are."""
+    elsewhere = any(is_within(key, each) for each in (*_ELSEWHERE, *REFERRED))
+    return not elsewhere and key.rpartition(".")[2] != _CUT
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides a run's results, as dotted keys.
+
+    Paths do not: contents do, see :func:`corpora` and the fingerprints of the model and of the
+    dataset. Neither do keys without an effect, such as ``sphere.alpha`` when SPHERE is off, nor the
+    length of the run, unless it changes which records come first.
+
+    Args:
+        config: the whole resolved configuration as plain containers.
+    """
+    flat = flatten(config)
+    without = [*_inactive(flat), *_corpus_files(flat)]
+    return {
+        key: value
+        for key, value in flat.items()
+        if is_decisive(key) and not any(is_within(key, each) for each in without)
+    }
+
+
+def _inactive(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Keys and nodes that decide nothing next to the others."""
+    if not flat.get("sphere.enabled", True):
+        yield from (f"sphere.{name}" for name in _SPHERE)
+    if flat.get("values.contexts") is not None:
+        yield "values.context_tokens"
+    # At the milestone 0 all records of the run are scored on the unedited model.
+    if not flat.get("edits.shuffle") and 0 not in flat.get("evaluation.milestones", []):
+        yield "edits.total"
+    for key, value in flat.items():
+        node, _, name = key.rpartition(".")
+        if is_within(node, "probes") and name == "every" and value == 0:
+            yield node
+        if name == "tokens" and value == 0:
+            yield f"{node}.{_CORPUS}"
+
+
+def config_hash(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain containers, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def corpora(config: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of every text that decides results and is a local file.
+
+    Args:
+        config: the whole resolved configuration as plain containers.
+
+    Returns:
+        dotted keys, such as ``statistics.corpus``, to SHA-256. A file that does not exist is left
+        out: whoever reads it reports that.
+    """
+    flat = flatten(config)
+    without = list(_inactive(flat))
+    return {
+        key: _sha256([file])
+        for key, file in _corpus_files(flat).items()
+        if file.is_file() and is_decisive(key) and not any(is_within(key, each) for each in without)
+    }
+
+
+def _corpus_files(flat: Mapping[str, Any]) -> dict[str, Path]:
+    return {
+        key: Path(value).expanduser()
+        for key, value in flat.items()
+        if key.rpartition(".")[2] == _CORPUS
+        and isinstance(value, str)
+        and Path(value).suffix.lower() in _CORPUS_SUFFIXES
+    }
+
+
+def foreign_sources(config: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the source of every ``_target_`` outside this package.
+
+    Args:
+        config: the whole resolved configuration as plain containers.
+
+    Returns:
+        targets to the SHA-256 of the file of their module: the one that ``_target_`` names,
+        followed by the one that defines the object if that is another. A target that cannot be
+        found or has no file is left out.
+    """
+    probes = {
+        name: node for name, node in config.get("probes", {}).items() if node.get("every") != 0
+    }
+    acting = {**config, "probes": probes}
+    sources = {target: _sources(target) for target in sorted(set(_targets(acting)))}
+    return {target: _sha256(files) for target, files in sources.items() if files}
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Every ``_target_`` in a configuration, however deep, that is not this package's."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if isinstance(target, str) and not is_within(target, "sphere_bench"):
+            yield target
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for child in node:
+            yield from _targets(child)
+
+
+def _sources(target: str) -> list[Path]:
+    from hydra.utils import get_object
+
+    try:
+        found = get_object(target)
+    except Exception:  # a module that is not ours may fail in any way
+        return []
+    named = target
+    while named not in sys.modules:
+        named = named.rpartition(".")[0]
+    files = []
+    for module in dict.fromkeys((named, getattr(found, "__module__", None) or named)):
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is not None and Path(file).is_file():
+            files.append(Path(file))
+    return files
+
+
+def _sha256(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""How a batch is edited: editor, contexts, key statistics, SPHERE, numbers that are not finite."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sphere_bench.config.schema.checks import check_layers, check_name
+from sphere_bench.config.schema.model import DTYPES
+from sphere_bench.errors import (
+    SphereBenchError,
+    check_above,
+    check_at_least,
+    check_between,
+    check_choice,
+)
+
+# When the transforms of updates are applied.
+APPLY = ("in_loop", "after")
+# Keys of editor.method that belong to the pipeline around the editor.
+SHARED = ("transforms", "conditioner", "continue_from")
+
+
+@dataclass
+class EditorSphereConfig:
+    """What SPHERE's paper and its published code use with this editor.
+
+    Attributes:
+        alpha: SPHERE's strength with this editor.
+        apply: ``editor.apply`` with ``sphere=paper``.
+        published_apply: ``editor.apply`` with ``sphere=published-code`` and ``sphere=off``.
+    """
+
+    alpha: float
+    apply: str
+    published_apply: str
+
+    def __post_init__(self) -> None:
+        check_between("editor.sphere.alpha", self.alpha, 0, 1)
+        check_choice("editor.sphere.apply", self.apply, APPLY)
+        check_choice("editor.sphere.published_apply", self.published_apply, APPLY)
+
+
+@dataclass
+class EditorConfig:
+    """An editor: its class, and what it shares with all others.
+
+    Attributes:
+        name: in the run's name and in the tables.
+        layers: the decoder layers whose down projections are edited.
+        apply: when the transforms of updates are applied: ``in_loop``, before the next layer is
+            measured, or ``after``, when the updates of all layers are found.
+        method: the editor's class (``_target_``) with its own keys, and the keys that every editor
+            has: ``transforms``, ``conditioner`` and ``continue_from``.
+    """
+
+    name: str
+    layers: list[int]
+    apply: str
+    sphere: EditorSphereConfig
+    method: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_name("editor.name", self.name)
+        check_layers("editor.layers", self.layers)
+        check_choice("editor.apply", self.apply, APPLY)
+        if "_target_" not in self.method:
+            raise SphereBenchError("editor.method._target_ is missing: name the editor's class")
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The editor's node: ``_target_`` and its own arguments."""
+        return {key: value for key, value in self.method.items() if key not in SHARED}
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Those arguments of ``method`` that every editor has."""
+        return {key: value for key, value in self.method.items() if key in SHARED}
+
+
+@dataclass
+class ContextsConfig:
+    """Context prefixes for target values and keys, and how the forwards are run.
+
+    Attributes:
+        contexts: null generates the prefixes once, with the unedited model; a list fixes them, each
+            with one ``{}`` for the prompt. The bare prompt is always among them.
+        context_tokens: tokens that are generated after each opening word.
+        tokens_per_batch: padded tokens in one forward; halved when memory runs out.
+        precision: dtype of the layers that target values are optimised through; null is
+            ``model.dtype``. ``bfloat16`` is faster where the processor has it. What is optimised
+            stays float32, and everything else keeps ``model.dtype``.
+    """
+
+    contexts: list[str] | None
+    context_tokens: int
+    tokens_per_batch: int
+    precision: str | None
+
+    def __post_init__(self) -> None:
+        check_choice("values.precision", self.precision, (*DTYPES, None))
+        for context in self.contexts or []:
+            if context.count("{}") != 1:
+                raise SphereBenchError(
+                    f"values.contexts: {context!r} must hold exactly one {{}} for the prompt"
+                )
+        check_at_least("values.context_tokens", self.context_tokens, 1)
+        check_at_least("values.tokens_per_batch", self.tokens_per_batch, 1)
+
+
+@dataclass
+class StatisticsConfig:
+    """Text for the second moments of keys, and how the forwards over it are run.
+
+    Attributes:
+        corpus: a .txt, .md, .jsonl or .parquet file; a dataset on the hub as ``name``,
+            ``name:config`` or ``name:config@revision``; ``bundled``, the tiny GPT-2's world; or
+            ``generated``, text that the model writes itself.
+        tokens: how many tokens of it; null is ten times the width of the keys. The published code
+            reads 100,000 texts.
+        max_length: tokens in a window; a longer text is cut.
+        tokens_per_batch: padded tokens in one forward; halved when memory runs out.
+        cache: folder of finished statistics; null is ``statistics`` in ``$SPHERE_BENCH_CACHE``, or
+            in ``~/.cache/sphere-bench``.
+        precision: dtype of the forwards; null is ``model.dtype``.
+    """
+
+    corpus: str
+    tokens: int | None
+    max_length: int
+    tokens_per_batch: int
+    cache: str | None
+    precision: str | None = None  # runs recorded before there was this key can be read
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None:
+            check_at_least("statistics.tokens", self.tokens, 1)
+        check_at_least("statistics.max_length", self.max_length, 1)
+        check_at_least("statistics.tokens_per_batch", self.tokens_per_batch, 1)
+        check_choice("statistics.precision", self.precision, (*DTYPES, None))
+
+
+@dataclass
+class SphereConfig:
+    """SPHERE's projection of the updates, dW (I - alpha U U^T).
+
+    Attributes:
+        name: in the run's name and in the tables.
+        enabled: whether there is a projection at all; ``sphere=off`` turns it off.
+        alpha: suppression strength, from 0 (no effect) to 1 (hard projection).
+        eta: share of the eigenvalues' sum that the principal directions U reach.
+        basis: ``pretrained`` takes U from the unedited weight, ``current`` from the weight as it is
+            at each update.
+        normalize_rows: divide the weight's rows by their norms before U is taken.
+        rank_rule: ``paper`` takes the smallest number of directions that reaches eta,
+            ``published-code`` one more than the number of directions up to a share of eta.
+    """
+
+    name: str
+    enabled: bool
+    alpha: float
+    eta: float
+    basis: str
+    normalize_rows: bool
+    rank_rule: str
+
+    def __post_init__(self) -> None:
+        check_name("sphere.name", self.name)
+        check_between("sphere.alpha", self.alpha, 0, 1)
+        check_above("sphere.eta", self.eta, 0)
+        check_between("sphere.eta", self.eta, 0, 1)
+        check_choice("sphere.basis", self.basis, ("pretrained", "current"))
+        check_choice("sphere.rank_rule", self.rank_rule, ("paper", "published-code"))
+
+
+@dataclass
+class NumericsConfig:
+    """What to do about a batch with numbers that are not finite, or with too large an update.
+
+    Attributes:
+        on_nonfinite: ``stop`` ends the run, ``skip`` leaves the batch out, ``record`` writes the
+            numbers as they are.
+        largest_update: norm of one update of a layer, in norms of the weight that it changes, above
+            which it counts as not finite; null is no bound.
+    """
+
+    on_nonfinite: str
+    largest_update: float | None
+
+    def __post_init__(self) -> None:
+        check_choice("numerics.on_nonfinite", self.on_nonfinite, ("stop", "skip", "record"))
+        if self.largest_update is not None:
+            check_above("numerics.largest_update", self.largest_update, 0)

@@ -1,0 +1,89 @@
+"""The model: where it is, what is edited in it, and the numbers that belong to it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sphere_bench.config.schema.checks import check_layers, check_name
+from sphere_bench.errors import check_above, check_at_least, check_choice
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class ModulesConfig:
+    """Names of the modules under edit, where they are not found by themselves.
+
+    Attributes:
+        layers: dotted name of the list of decoder layers; null searches for it.
+        projection: dotted name of the MLP's down projection inside a layer; null searches for it.
+    """
+
+    layers: str | None = None
+    projection: str | None = None
+
+
+@dataclass
+class ValueSolverConfig:
+    """Settings of the value solver; they belong to a model.
+
+    Attributes:
+        steps: iterations; the last one computes the loss and takes no step.
+        learning_rate: Adam's.
+        weight_decay: factor of ||delta|| / ||h0||^2 in the loss, h0 the hidden state before.
+        clamp_norm_factor: ||delta|| is kept at or below this times ||h0||.
+        kl_factor: factor of the KL divergence at the subject's last token of "{subject} is a".
+        loss_threshold: a request is finished once its loss is below it.
+    """
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    clamp_norm_factor: float
+    kl_factor: float
+    loss_threshold: float
+
+    def __post_init__(self) -> None:
+        check_at_least("model.values.steps", self.steps, 1)
+        check_above("model.values.learning_rate", self.learning_rate, 0)
+        check_at_least("model.values.weight_decay", self.weight_decay, 0)
+        check_above("model.values.clamp_norm_factor", self.clamp_norm_factor, 0)
+        check_at_least("model.values.kl_factor", self.kl_factor, 0)
+        check_at_least("model.values.loss_threshold", self.loss_threshold, 0)
+
+
+@dataclass
+class ModelConfig:
+    """Where the model is, which layers are edited, and with which numbers.
+
+    Attributes:
+        name: in the run's name and in the tables.
+        path: name on the Hugging Face hub, local folder, GGUF file, or ``bundled`` (the tiny
+            GPT-2).
+        layers: the decoder layers that editors edit, those with layers of their own apart.
+        second_moment_weight: lambda, the weight of ordinary keys in MEMIT and its relatives.
+        editors: numbers of an editor that belong to this model, such as ``rome.layer``; the
+            editor's file refers to them.
+        revision: of the model on the hub.
+        shape: a configuration of transformers with ``model_type``: the weights are then random, for
+            timing, and only the tokenizer comes from ``path``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        trust_remote_code: run code that comes with the model.
+    """
+
+    name: str
+    path: str
+    layers: list[int]
+    values: ValueSolverConfig
+    second_moment_weight: float
+    editors: dict[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    shape: dict[str, Any] | None = None
+    dtype: str = "float32"
+    modules: ModulesConfig = field(default_factory=ModulesConfig)
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        check_name("model.name", self.name)
+        check_choice("model.dtype", self.dtype, DTYPES)
+        check_layers("model.layers", self.layers)
+        check_above("model.second_moment_weight", self.second_moment_weight, 0)

@@ -1,0 +1,115 @@
+"""What decides results: by content, not by place."""
+
+import hashlib
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sphere_bench.config.composition import compose_config
+from sphere_bench.config.identity import config_hash, corpora, foreign_sources, identity
+
+
+def content(*overrides: str) -> dict[str, Any]:
+    return asdict(compose_config(overrides))
+
+
+def test_the_hash_sees_values_and_not_the_order_of_keys() -> None:
+    assert config_hash({"b": 1, "a": {"d": 2, "c": 3}}) == config_hash(
+        {"a": {"c": 3, "d": 2}, "b": 1}
+    )
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+
+
+def test_a_number_counts_where_it_is_used_and_not_where_it_is_from() -> None:
+    found = identity(content("editor=ultraedit"))
+    assert found["editor.method.learning_rate"] == 3e-3
+    assert found["editor.layers"] == [4, 5]
+    assert not any(key.startswith(("model.editors", "model.layers")) for key in found)
+    assert "editor.sphere.alpha" not in found
+
+
+@pytest.mark.parametrize(
+    ("key", "acting"),
+    [
+        ("statistics.corpus", "statistics.corpus"),
+        ("perplexity.corpus", "probes.perplexity.corpus"),
+    ],
+)
+def test_a_corpus_is_known_by_its_content(key: str, acting: str, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.txt").write_text("Someone lives in Rome.\n")
+    one = content(f"{key}={tmp_path}/one/one.txt")
+    two = content(f"{key}={tmp_path}/two/two.txt")
+    assert identity(one) == identity(two)
+    assert (
+        corpora(one)
+        == corpora(two)
+        == {acting: hashlib.sha256(b"Someone lives in Rome.\n").hexdigest()}
+    )
+    (tmp_path / "two" / "two.txt").write_text("Someone lives in Paris.\n")
+    assert corpora(one) != corpora(two)
+
+
+def test_a_corpus_that_is_no_file_is_known_by_its_name() -> None:
+    hub = content("statistics.corpus=wikimedia/wikipedia:20231101.en")
+    assert identity(hub)["statistics.corpus"] == "wikimedia/wikipedia:20231101.en"
+    assert corpora(hub) == {}
+    assert identity(content())["statistics.corpus"] == "bundled"
+
+
+def test_a_corpus_that_is_missing_or_not_read_has_no_hash(tmp_path: Path) -> None:
+    assert corpora(content(f"statistics.corpus={tmp_path}/nowhere.txt")) == {}
+    (tmp_path / "there.txt").touch()
+    unread = (f"perplexity.corpus={tmp_path}/there.txt", "perplexity.tokens=0")
+    assert corpora(content(*unread)) == {}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module and a package outside of this one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sources_mine.py").write_text("class Rect:\n    pass\n")
+    package = tmp_path / "sources_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from sources_package.inner import Probe\n")
+    (package / "inner.py").write_text("class Probe:\n    def make(): pass\n")
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("sources_")]:
+        del sys.modules[name]
+
+
+def digest(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def test_sources_of_ones_own_are_found_however_deep(mine: Path) -> None:
+    found = foreign_sources(
+        {
+            "editor": {"method": {"transforms": [{"_target_": "sources_mine.Rect"}]}},
+            "dataset": {"loader": {"_target_": "sources_package.inner.Probe.make", "x": [[1]]}},
+            "probes": {"mine": {"_target_": "sources_package.Probe", "every": 1}},
+            "judge": {"_target_": "sphere_bench.editing.transforms.Rect"},
+            "model": {"shape": {"_target_": "no.such.thing"}},
+            "values": {"sum": {"_target_": "builtins.sum"}},
+        }
+    )
+    package = mine / "sources_package"
+    assert found == {
+        "sources_mine.Rect": digest(mine / "sources_mine.py"),
+        "sources_package.Probe": digest(package / "__init__.py", package / "inner.py"),
+        "sources_package.inner.Probe.make": digest(package / "inner.py"),
+    }
+
+
+def test_a_source_that_was_edited_is_another_one_and_the_name_is_the_same(mine: Path) -> None:
+    chosen = ("editor.method.transforms=[{_target_: sources_mine.Rect}]",)
+    before, name = foreign_sources(content(*chosen)), compose_config(chosen).run.name
+    (mine / "sources_mine.py").write_text("class Rect:\n    x = 1\n")
+    after = foreign_sources(content(*chosen))
+    assert before.keys() == after.keys() == {"sources_mine.Rect"}
+    assert before != after
+    assert compose_config(chosen).run.name == name
