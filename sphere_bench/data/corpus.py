@@ -1,4 +1,4 @@
-"""Texts for key statistics, one at a time, so that a corpus need not fit into memory."""
+"""Texts for key statistics, read one at a time, so that a corpus need not fit into memory."""
 
 import hashlib
 import json
@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sphere_bench.assets import corpus_path
-from sphere_bench.data.sources import BUNDLED, JSON_LINES, reason
+from sphere_bench.data.sources import (
+    BUNDLED,
+    JSON_LINES,
+    json_rows,
+    parquet_rows,
+    reason,
+    text_lines,
+)
 from sphere_bench.errors import SphereBenchError
 
 KEY = "statistics.corpus"
@@ -34,13 +41,13 @@ def corpus_texts(source: str, key: str = KEY) -> Iterator[str]:
     Args:
         source: ``bundled`` (the tiny GPT-2's world), a .txt, .jsonl or .parquet file, or a dataset
             on the Hugging Face hub as ``name``, ``name:config`` or ``name:config@revision``, such
-            as ``wikimedia/wikipedia:20231101.en``, which is streamed. A text file holds paragraphs
-            between blank lines or, without any, a text a line. JSONL and parquet hold theirs in
-            ``text``, ``passage`` or the only field that is text.
-        key: the configuration's key that names it, for errors.
+            as ``wikimedia/wikipedia:20231101.en``, which is streamed. In a text file, blank lines
+            separate the texts; without blank lines, every line is a text. In JSONL and parquet,
+            the texts are in the field ``text`` or ``passage``, or in the only field of texts.
+        key: the configuration's key that names the corpus, for errors.
 
     Raises:
-        SphereBenchError: there is no such corpus, or no text in it.
+        SphereBenchError: there is no such corpus, or it holds no text.
     """
     place = f"{key}={source}"
     empty = True
@@ -53,10 +60,10 @@ def corpus_texts(source: str, key: str = KEY) -> Iterator[str]:
 
 
 def corpus_fingerprint(source: str) -> str:
-    """SHA-256 that tells corpora apart: a file's content, a hub dataset's name and revision.
+    """SHA-256 that identifies a corpus: of a file's content, or of a hub dataset's name.
 
-    It needs no network, so statistics that are cached already can be found without one; pin a
-    revision to notice that a dataset on the hub has changed.
+    A hub dataset's name includes its configuration and revision. No network is needed, so cached
+    statistics are found offline. To notice that a dataset on the hub has changed, name a revision.
     """
     located = locate_corpus(source)
     if isinstance(located, HubSource):
@@ -72,7 +79,7 @@ def locate_corpus(source: str, key: str = KEY) -> Path | HubSource:
     """The file or the hub dataset that ``source`` names.
 
     Raises:
-        SphereBenchError: it names neither.
+        SphereBenchError: there is neither.
     """
     place = f"{key}={source}"
     file = corpus_path() if source == BUNDLED else Path(source).expanduser()
@@ -97,14 +104,14 @@ def _texts(located: Path | HubSource, place: str) -> Iterator[str]:
     if located.suffix.lower() in TEXT_SUFFIXES:
         return _paragraphs(located, place)
     if located.suffix.lower() == ".parquet":
-        return _field_texts(_parquet_rows(located, place), place)
-    return _field_texts(_json_rows(located, place), place)
+        return _field_texts(parquet_rows(located, place), place)
+    return _field_texts(json_rows(located, place), place)
 
 
 def _paragraphs(file: Path, place: str) -> Iterator[str]:
-    apart = any(not line.strip() for line in _lines(file, place))
+    apart = any(not line.strip() for line in text_lines(file, place))
     paragraph: list[str] = []
-    for line in _lines(file, place):
+    for line in text_lines(file, place):
         if apart and line.strip():
             paragraph.append(line)
             continue
@@ -114,39 +121,6 @@ def _paragraphs(file: Path, place: str) -> Iterator[str]:
         yield "\n".join(paragraph)
 
 
-def _lines(file: Path, place: str) -> Iterator[str]:
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for line in lines:
-                yield line.rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SphereBenchError(f"{place}: is not UTF-8 text: {reason(error)}") from error
-
-
-def _json_rows(file: Path, place: str) -> Iterator[Any]:
-    for number, line in enumerate(_lines(file, place), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise SphereBenchError(
-                f"{place}: broken JSON in line {number}: {reason(error)}"
-            ) from error
-
-
-def _parquet_rows(file: Path, place: str) -> Iterator[Any]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches():
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise SphereBenchError(f"{place}: broken parquet file: {reason(error)}") from error
-
-
 def _hub_rows(hub: HubSource, place: str) -> Iterator[Any]:
     import datasets
 
@@ -154,7 +128,7 @@ def _hub_rows(hub: HubSource, place: str) -> Iterator[Any]:
         yield from datasets.load_dataset(
             hub.name, hub.config, revision=hub.revision, split="train", streaming=True
         )
-    # Each protocol's client has exceptions of its own; what the user can do is the same.
+    # Each protocol's client raises exceptions of its own, but the user can do the same about all.
     except Exception as error:
         raise SphereBenchError(
             f"{place}: neither a file nor a dataset that can be streamed from "
@@ -163,7 +137,7 @@ def _hub_rows(hub: HubSource, place: str) -> Iterator[Any]:
 
 
 def _field_texts(rows: Iterator[Any], place: str) -> Iterator[str]:
-    """The text of every row; which field holds it is decided on the first row."""
+    """The text of every row. The first row decides which field holds it."""
     field: str | None = None
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping):

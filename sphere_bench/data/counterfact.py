@@ -4,7 +4,8 @@ CounterFact: Meng et al. 2022, https://arxiv.org/abs/2202.05262; MultiCounterFac
 https://arxiv.org/abs/2210.07229.
 """
 
-from sphere_bench.data.fields import Fields, Format, check_subject, quote
+from sphere_bench.data.checks import quote
+from sphere_bench.data.fields import Fields, Format, check_subject
 from sphere_bench.data.records import EditRequest, EvalCase, EvalPrompt, Record
 
 REWRITE_FIELDS = ("prompt", "subject", "target_new", "target_true", "relation_id")
@@ -12,7 +13,7 @@ TARGET_FIELDS = ("str", "id")
 
 
 def parse_counterfact(fields: Fields, index: int) -> Record:
-    """One record; its neighbourhood prompts ask for ``target_true``."""
+    """One record. The right answer to its neighbourhood prompts is ``target_true``."""
     case_id = fields.case_id(index)
     rewrite = fields.section("requested_rewrite", REWRITE_FIELDS)
     subject = rewrite.text("subject")

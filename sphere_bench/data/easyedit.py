@@ -1,4 +1,4 @@
-"""CounterFact in EasyEdit's flat format, which is also the easiest one for data of one's own.
+"""EasyEdit's flat format, which is also the easiest one for records of your own.
 
 EasyEdit: Wang et al. 2023, https://arxiv.org/abs/2308.07269.
 """
@@ -8,9 +8,9 @@ from sphere_bench.data.records import EditRequest, EvalCase, EvalPrompt, Record
 
 
 def parse_easyedit(fields: Fields, index: int) -> Record:
-    """One record; ``prompt``, ``subject`` and ``target_new`` suffice.
+    """One record. Only ``prompt``, ``subject`` and ``target_new`` are required.
 
-    ``rephrase_prompt``, ``locality_prompt`` and ``locality_ground_truth`` hold one text or a list.
+    ``rephrase_prompt``, ``locality_prompt`` and ``locality_ground_truth`` are one text or a list.
     """
     case_id = fields.case_id(index)
     subject = fields.text("subject")

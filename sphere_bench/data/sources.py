@@ -1,8 +1,10 @@
-"""Raw records from where they are: a file, a download or the Hugging Face hub."""
+"""Reads raw records from a file, a download or the Hugging Face hub."""
 
+import csv
 import json
 import re
-import tempfile
+from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,25 @@ from sphere_bench.errors import SphereBenchError
 
 BUNDLED = "bundled"
 JSON_LINES = (".jsonl", ".ndjson")
-SUFFIXES = (".json", *JSON_LINES, ".parquet")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".json", *JSON_LINES, ".parquet", *DELIMITERS)
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def read_source(
     path: str | None, url: str | None, format_name: str, split: str | None
 ) -> tuple[str, list[Any]]:
-    """All raw records of a dataset and the name of the place that they come from.
+    """All raw records of a dataset, and the name of their place for messages.
 
     Args:
-        path: a JSON, JSONL or parquet file, a URL of one, a name on the Hugging Face hub, or
-            ``bundled`` (the tiny GPT-2's facts); ``None`` downloads ``url``.
+        path: a JSON, JSONL, parquet, CSV or TSV file, a URL of one, a name on the Hugging Face hub
+            or ``bundled`` (the tiny GPT-2's facts); ``None`` downloads ``url``.
         url: the official download.
-        format_name: ``zsre`` picks the ZsRE-like file of the bundled facts.
+        format_name: with ``zsre`` the bundled facts are those in ZsRE's format.
         split: which split of a dataset on the hub.
 
     Raises:
-        SphereBenchError: nothing can be read there.
+        SphereBenchError: no records can be read from there.
     """
     if path is None:
         if url is None:
@@ -50,18 +53,21 @@ def read_source(
 
 
 def read_file(file: Path, place: str, suffix: str | None = None) -> list[Any]:
-    """The records of a .json, .jsonl or .parquet file.
+    """The records of a file. Its suffix decides how it is read.
 
-    JSON is read as it stands: a table of columns would blur which record lacks a field.
+    JSON is not read as a table of columns, because that would hide which record lacks a field. The
+    cells of a CSV or TSV file are texts, so it can hold EasyEdit's format with one text per field.
     """
     suffix = (file.suffix if suffix is None else suffix).lower()
     if suffix not in SUFFIXES:
         raise SphereBenchError(f"{place}: cannot read '{suffix}': use {', '.join(SUFFIXES)}")
     try:
         if suffix == ".parquet":
-            records = _read_parquet(file, place)
+            records = list(parquet_rows(file, place))
+        elif suffix in DELIMITERS:
+            records = _read_table(file, place, DELIMITERS[suffix])
         elif suffix in JSON_LINES:
-            records = _read_json_lines(file, place)
+            records = list(json_rows(file, place))
         else:
             records = _read_json(file, place)
     except OSError as error:
@@ -72,16 +78,16 @@ def read_file(file: Path, place: str, suffix: str | None = None) -> list[Any]:
 
 
 def download(url: str) -> Path:
-    """The file behind ``url`` in the Hugging Face cache, downloaded where it is not there yet."""
+    """The file of ``url`` in the Hugging Face cache; it is downloaded if it is not there."""
     from datasets import DownloadConfig, DownloadManager
 
-    # Without the server's tag a file that is in the cache is found offline too.
+    # Without the server's tag, a file in the cache is found offline, too.
     settings = DownloadConfig(use_etag=False, max_retries=2)
     try:
         return Path(DownloadManager(download_config=settings).download(url))
-    # Each protocol's client has exceptions of its own; what the user can do is the same.
+    # Each protocol's client raises exceptions of its own, but the user can do the same about all.
     except Exception as error:
-        # For an address out of reach the text is the address alone.
+        # If the address cannot be reached, the error's text is nothing but the address.
         why = "not reachable" if str(error) == url else reason(error)
         raise SphereBenchError(
             f"cannot download {url} ({why}): get it on a machine with a network and set "
@@ -133,18 +139,37 @@ def _read_json(file: Path, place: str) -> list[Any]:
     return records
 
 
-def _read_json_lines(file: Path, place: str) -> list[Any]:
-    records = []
-    for number, line in enumerate(_read_text(file, place).split("\n"), start=1):
+def json_rows(file: Path, place: str) -> Iterator[Any]:
+    """The values of a file with one JSON value in each line, as they are read.
+
+    Raises:
+        SphereBenchError: a line is no JSON.
+    """
+    record = 0
+    for number, line in enumerate(text_lines(file, place), start=1):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
+            yield json.loads(line)
         except (ValueError, RecursionError) as error:
             raise SphereBenchError(
-                f"{place}: broken JSON in line {number}, record {len(records)}: {reason(error)}"
+                f"{place}: broken JSON in line {number}, record {record}: {reason(error)}"
             ) from error
-    return records
+        record += 1
+
+
+def text_lines(file: Path, place: str) -> Iterator[str]:
+    """The lines of a text file, as they are read.
+
+    Raises:
+        SphereBenchError: it is no text.
+    """
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for line in lines:
+                yield line.rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SphereBenchError(f"{place}: is not UTF-8 text: {reason(error)}") from error
 
 
 def _read_text(file: Path, place: str) -> str:
@@ -154,17 +179,43 @@ def _read_text(file: Path, place: str) -> str:
         raise SphereBenchError(f"{place}: is not UTF-8 text: {reason(error)}") from error
 
 
-def _read_parquet(file: Path, place: str) -> list[Any]:
-    import pyarrow
-    from datasets import Dataset
-    from datasets.exceptions import DatasetsError
+def _read_table(file: Path, place: str, delimiter: str) -> list[Any]:
+    """Rows below a header of field names. An empty cell is a missing field."""
+    rows = csv.reader(StringIO(_read_text(file, place)), delimiter=delimiter, strict=True)
+    try:
+        header = next(rows, [])
+        if len(set(header)) < len(header):
+            raise SphereBenchError(f"{place}: its header names a field twice")
+        records: list[Any] = []
+        for cells in rows:
+            if len(cells) > len(header):
+                raise SphereBenchError(
+                    f"{place}: line {rows.line_num} has {len(cells)} cells, the header "
+                    f"{len(header)}: put texts with a {delimiter!r} in quotes"
+                )
+            if cells:
+                filled = zip(header, cells, strict=False)
+                records.append({name: cell for name, cell in filled if cell.strip()})
+    except csv.Error as error:
+        raise SphereBenchError(
+            f"{place}: broken table in line {rows.line_num}: {reason(error)}"
+        ) from error
+    return records
 
-    # Its own cache: the shared one tells files apart by path and time, not by content.
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            table = Dataset.from_parquet(str(file), cache_dir=cache, keep_in_memory=True)
-        except (DatasetsError, pyarrow.ArrowException, ValueError) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-            raise SphereBenchError(f"{place}: broken parquet file: {reason(cause)}") from error
-        records: list[Any] = table.to_list()
-        return records
+
+def parquet_rows(file: Path, place: str) -> Iterator[Any]:
+    """The rows of a parquet file, batch by batch.
+
+    Raises:
+        SphereBenchError: the file is damaged.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+    # A text that is not valid UTF-8 raises a ValueError.
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise SphereBenchError(f"{place}: broken parquet file: {reason(error)}") from error

@@ -12,11 +12,11 @@ Target = Literal["answers", "alt"]
 
 
 def zsre_format(target: Target = "answers") -> Format:
-    """The format with the field that holds the edit's target.
+    """The format, with the field that the edit's target is taken from.
 
     Args:
-        target: ``answers`` writes the first right answer, as AlphaEdit and SPHERE do; ``alt``
-            writes the made-up one, with the right answer as the one it competes with.
+        target: ``answers`` takes the first right answer, as AlphaEdit and SPHERE do. ``alt`` takes
+            the made-up answer; the first right answer is then the true one.
     """
 
     def parse(fields: Fields, index: int) -> Record:
@@ -44,9 +44,9 @@ def zsre_format(target: Target = "answers") -> Format:
 
 
 def parse_zsre(fields: Fields, index: int, target: Target) -> Record:
-    """One record; ZsRE has no ids, so its index in the file stands for one.
+    """One record. ZsRE has no ids, so the index in the file is used.
 
-    A field that the choice of ``target`` leaves unused may be empty.
+    A field that ``target`` does not use may be empty.
     """
     case_id = fields.case_id(index)
     subject = fields.text("subject")
@@ -59,7 +59,7 @@ def parse_zsre(fields: Fields, index: int, target: Target) -> Record:
     if rephrase is not None:
         prompts.append(EvalPrompt("paraphrase", rephrase, target_new, target_true))
     if "loc" in fields or "loc_ans" in fields:
-        # The files leave the question mark out, and the published evaluation puts it in.
+        # The files have no question mark here, and the published evaluation adds it.
         question = fields.text("loc").rstrip("?") + "?"
         prompts.append(EvalPrompt("neighbourhood", question, None, fields.text("loc_ans")))
     return Record(

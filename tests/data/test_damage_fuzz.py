@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sphere_bench.assets import corpus_path, facts_counterfact_path, facts_zsre_path
 from sphere_bench.data.corpus import corpus_texts
 from sphere_bench.errors import SphereBenchError
-from tests.data.test_load_fuzz import load
+from tests.data.test_load_fuzz import check
 from tests.fuzzing import damaged, fuzz, mutated
 
 EASYEDIT = {
@@ -48,7 +48,7 @@ PARQUET = as_parquet(FORMATS["easyedit"])
 @fuzz(80)
 @given(data=st.data())
 def test_a_mutated_record(name: str, data: st.DataObject) -> None:
-    load(json.dumps(data.draw(mutated(FORMATS[name]))).encode(), ".json")
+    check(json.dumps(data.draw(mutated(FORMATS[name]))).encode(), ".json")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
@@ -57,13 +57,13 @@ def test_a_mutated_record(name: str, data: st.DataObject) -> None:
 def test_a_damaged_text(suffix: str, data: st.DataObject) -> None:
     records = FORMATS["easyedit"]
     lines = "\n".join(map(json.dumps, records)) if suffix == ".jsonl" else json.dumps(records)
-    load(data.draw(damaged(lines.encode())), suffix)
+    check(data.draw(damaged(lines.encode())), suffix)
 
 
 @fuzz(25)
 @given(content=damaged(PARQUET))
 def test_a_damaged_parquet_file(content: bytes) -> None:
-    load(content, ".parquet")
+    check(content, ".parquet")
 
 
 DEEP = 100_000
@@ -83,7 +83,7 @@ ODD: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("oddity", ODD.values(), ids=ODD.keys())
 def test_odd_json(oddity: Callable[[str], str]) -> None:
-    load(oddity(json.dumps([EASYEDIT])).encode(), ".json")
+    check(oddity(json.dumps([EASYEDIT])).encode(), ".json")
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])

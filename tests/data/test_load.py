@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from sphere_bench.data.load import load_dataset, shuffled
 from sphere_bench.data.records import EditDataset
+from sphere_bench.data.selection import shuffled
 from sphere_bench.errors import SphereBenchError
+from tests.data.record_files import load
 
 
 def fact(number: int) -> dict[str, Any]:
@@ -38,18 +39,18 @@ def facts(tmp_path: Path) -> str:
 
 
 def test_without_shuffling_the_order_is_the_files(facts: str) -> None:
-    assert ids(load_dataset("mine", facts)) == [str(number) for number in range(10)]
+    assert ids(load(facts)) == [str(number) for number in range(10)]
 
 
 def test_start_and_total_cut_a_piece_out_of_the_stream(facts: str) -> None:
-    assert ids(load_dataset("mine", facts, start=3, total=4)) == ["3", "4", "5", "6"]
-    assert ids(load_dataset("mine", facts, start=8)) == ["8", "9"]
-    whole = ids(load_dataset("mine", facts, shuffle=True, seed=1))
-    assert ids(load_dataset("mine", facts, shuffle=True, seed=1, start=3, total=4)) == whole[3:7]
+    assert ids(load(facts, start=3, total=4)) == ["3", "4", "5", "6"]
+    assert ids(load(facts, start=8)) == ["8", "9"]
+    whole = ids(load(facts, shuffle=True, seed=1))
+    assert ids(load(facts, shuffle=True, seed=1, start=3, total=4)) == whole[3:7]
 
 
 def test_the_seed_decides_a_shuffled_order(facts: str) -> None:
-    orders = [ids(load_dataset("mine", facts, shuffle=True, seed=seed)) for seed in (0, 0, 1)]
+    orders = [ids(load(facts, shuffle=True, seed=seed)) for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert sorted(orders[0]) == sorted(orders[2]) == [str(number) for number in range(10)]
 
@@ -65,7 +66,7 @@ def test_a_shuffled_order_is_the_same_on_every_machine() -> None:
 
 def test_fingerprint_depends_on_the_used_records_and_their_order(facts: str) -> None:
     def fingerprint(**choices: Any) -> str:
-        return load_dataset("mine", facts, **choices).fingerprint
+        return load(facts, **choices).fingerprint()
 
     assert fingerprint() == fingerprint()
     assert len({fingerprint(), fingerprint(total=9), fingerprint(shuffle=True)}) == 3
@@ -88,7 +89,7 @@ def test_fingerprint_depends_on_the_used_records_and_their_order(facts: str) -> 
 )
 def test_impossible_choices_are_named(facts: str, choices: dict[str, Any], problem: str) -> None:
     with pytest.raises(SphereBenchError, match=problem):
-        load_dataset("mine", facts, **choices)
+        load(facts, **choices)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_what_is_wrong_with_a_file_is_named(
     tmp_path: Path, records: list[Any], problem: str
 ) -> None:
     with pytest.raises(SphereBenchError, match=problem):
-        load_dataset("mine", write(tmp_path, records))
+        load(write(tmp_path, records))
 
 
 def test_skipping_leaves_invalid_records_out_and_says_so(
@@ -115,26 +116,26 @@ def test_skipping_leaves_invalid_records_out_and_says_so(
     records = [fact(0), {**fact(1), "target_new": ""}, fact(2), fact(2), 7, fact(3)]
     path = write(tmp_path, records)
     with pytest.raises(SphereBenchError, match="record 1: field 'target_new' is empty"):
-        load_dataset("mine", path)
+        load(path)
     with caplog.at_level(logging.WARNING):
-        assert ids(load_dataset("mine", path, on_invalid="skip")) == ["0", "2", "3"]
+        assert ids(load(path, on_invalid="skip")) == ["0", "2", "3"]
     assert "record 1: field 'target_new' is empty" in caplog.text
     assert "skipped 3 invalid records" in caplog.text
-    assert ids(load_dataset("mine", path, on_invalid="skip", start=1, total=1)) == ["2"]
+    assert ids(load(path, on_invalid="skip", start=1, total=1)) == ["2"]
     with pytest.raises(SphereBenchError, match=r"holds 3 records \(3 invalid ones skipped\)"):
-        load_dataset("mine", path, on_invalid="skip", total=4)
+        load(path, on_invalid="skip", total=4)
 
 
 def test_records_behind_the_last_one_used_are_not_looked_at(tmp_path: Path) -> None:
     path = write(tmp_path, [fact(0), fact(1), {"broken": True}])
-    assert ids(load_dataset("mine", path, total=2)) == ["0", "1"]
+    assert ids(load(path, total=2)) == ["0", "1"]
 
 
-def test_the_format_decides_the_headline_unless_told(tmp_path: Path) -> None:
+def test_the_format_decides_the_headline_unless_it_is_set(tmp_path: Path) -> None:
     zsre = {"subject": "Rome", "src": "Where is Rome?", "answers": ["Italy"]}
     path = write(tmp_path, [zsre])
-    dataset = load_dataset("mine", path)
+    dataset = load(path)
     assert (dataset.headline, dataset.accuracy) == ("accuracy", "mean_tokens")
-    assert load_dataset("mine", path, headline="success").headline == "success"
-    dataset = load_dataset("mine", write(tmp_path, [fact(0)]))
+    assert load(path, headline="success").headline == "success"
+    dataset = load(write(tmp_path, [fact(0)]))
     assert (dataset.headline, dataset.accuracy) == ("success", "all_tokens")

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from sphere_bench.data.counterfact import COUNTERFACT, REWRITE_FIELDS, TARGET_FIELDS
 from sphere_bench.data.easyedit import EASYEDIT
-from sphere_bench.data.load import AUTO, load_dataset
+from sphere_bench.data.record_file import AUTO
 from sphere_bench.data.zsre import zsre_format
 from sphere_bench.errors import SphereBenchError
+from tests.data.record_files import load
 from tests.fuzzing import fuzz
 
 FORMATS = (COUNTERFACT, EASYEDIT, zsre_format())
@@ -46,12 +47,12 @@ RECORDS = st.one_of(
 )
 
 
-def load(content: bytes, suffix: str, **choices: Any) -> None:
+def check(content: bytes, suffix: str, **choices: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"facts{suffix}"
         path.write_bytes(content)
         try:
-            dataset = load_dataset("mine", str(path), **choices)
+            dataset = load(str(path), **choices)
         except SphereBenchError as error:
             assert "\n" not in str(error)
             return
@@ -72,10 +73,10 @@ def load(content: bytes, suffix: str, **choices: Any) -> None:
     target=st.sampled_from(["answers", "alt"]),
 )
 def test_any_json(records: Any, **choices: Any) -> None:
-    load(json.dumps(records).encode(), ".json", **choices)
+    check(json.dumps(records).encode(), ".json", **choices)
 
 
 @fuzz(100)
 @given(content=st.binary(), suffix=st.sampled_from([".json", ".jsonl"]))
 def test_any_bytes(content: bytes, suffix: str) -> None:
-    load(content, suffix)
+    check(content, suffix)

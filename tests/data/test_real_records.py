@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from sphere_bench.data.corpus import corpus_texts
-from sphere_bench.data.load import load_dataset
 from sphere_bench.errors import SphereBenchError
+from tests.data.record_files import load
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -19,7 +19,7 @@ def shared(name: str) -> str:
 
 
 def test_every_counterfact_record_of_easyedit_is_valid() -> None:
-    dataset = load_dataset("counterfact", shared("counterfact_easyedit.json"))
+    dataset = load(shared("counterfact_easyedit.json"))
     assert len(dataset.records) == 20_000
     assert dataset.headline == "success"
     first = dataset.records[0]
@@ -30,7 +30,7 @@ def test_every_counterfact_record_of_easyedit_is_valid() -> None:
 
 
 def test_every_zsre_record_is_valid_with_its_answer_as_target() -> None:
-    dataset = load_dataset("zsre", shared("zsre_mend.json"))
+    dataset = load(shared("zsre_mend.json"))
     assert len(dataset.records) == 800
     assert dataset.headline == "accuracy"
     assert all(p.prompt.endswith("?") for r in dataset.records for p in r.case.prompts[2:])
@@ -39,8 +39,8 @@ def test_every_zsre_record_is_valid_with_its_answer_as_target() -> None:
 def test_two_zsre_records_have_no_alternative_answer() -> None:
     path = shared("zsre_mend.json")
     with pytest.raises(SphereBenchError, match="record 534: field 'alt' is empty"):
-        load_dataset("zsre", path, target="alt")
-    assert len(load_dataset("zsre", path, target="alt", on_invalid="skip").records) == 798
+        load(path, target="alt")
+    assert len(load(path, target="alt", on_invalid="skip").records) == 798
 
 
 def test_boolq_passages_are_a_corpus() -> None:

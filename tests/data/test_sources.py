@@ -1,5 +1,6 @@
 """Raw records from files, downloads and the hub, and errors that say what to do."""
 
+import csv
 import functools
 import http.server
 import json
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from sphere_bench.data.load import load_dataset
+from sphere_bench.data.records import EditRequest
 from sphere_bench.data.sources import read_source
 from sphere_bench.errors import SphereBenchError
+from tests.data.record_files import load
 
 RECORDS: list[dict[str, Any]] = [
     {
@@ -74,22 +78,48 @@ def write_parquet(path: Path) -> None:
 def test_every_kind_of_file_gives_the_same_records(tmp_path: Path, name: str, write: Any) -> None:
     write_json(tmp_path / "reference.json")
     write(tmp_path / name)
-    expected = load_dataset("mine", str(tmp_path / "reference.json"))
+    expected = load(str(tmp_path / "reference.json"))
     assert len(expected.records) == 5
-    assert load_dataset("mine", str(tmp_path / name)) == expected
+    assert load(str(tmp_path / name)) == expected
 
 
 def test_a_parquet_file_that_changed_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "facts.parquet"
     for records in (RECORDS, RECORDS[:2]):
         datasets.Dataset.from_list(records).to_parquet(path)
-        assert len(load_dataset("mine", str(path)).records) == len(records)
+        assert len(load(str(path)).records) == len(records)
+
+
+@pytest.mark.parametrize("columns", [{"prompt": []}, {}])
+def test_an_empty_parquet_file_holds_no_records(tmp_path: Path, columns: dict[str, Any]) -> None:
+    path = tmp_path / "facts.parquet"
+    parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(SphereBenchError, match="holds no records"):
+        load(str(path))
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
+def test_a_table_of_texts_is_easyedits_format(tmp_path: Path, suffix: str, delimiter: str) -> None:
+    path = tmp_path / f"facts.{suffix}"
+    rows = [
+        ["case_id", "prompt", "subject", "target_new", "ground_truth", "rephrase_prompt"],
+        ["7", "Rome lies in", "Rome", "Peru", "Italy", "Where, she asks, is\nRome?\tIn"],
+        ["NA", "Oslo lies in", "Oslo", "null", "", ""],
+    ]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    first, second = load(str(path)).records
+    assert first.request == EditRequest("7", "Rome lies in", "Rome", "Peru", "Italy")
+    assert [prompt.prompt for prompt in first.case.prompts] == ["Rome lies in", rows[1][5]]
+    # Words that some readers of tables take for a missing value are texts.
+    assert second.request == EditRequest("NA", "Oslo lies in", "Oslo", "null", None)
+    assert len(second.case.prompts) == 1
 
 
 def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     path.write_text(json.dumps(RECORDS), encoding="utf-8-sig")
-    assert len(load_dataset("mine", str(path)).records) == 5
+    assert len(load(str(path)).records) == 5
 
 
 @pytest.mark.parametrize(
@@ -104,7 +134,13 @@ def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path: Path) -> None:
         ("f.jsonl", b'{"a": 1}\n\n{"a"', "broken JSON in line 3, record 1"),
         ("f.jsonl", b"\n", "holds no records"),
         ("f.parquet", b"PAR1 no", "broken parquet file"),
-        ("f.csv", b"a,b", "cannot read '.csv': use .json, .jsonl"),
+        ("f.csv", b"a,b", "holds no records"),
+        ("f.csv", b"", "holds no records"),
+        ("f.csv", b"prompt,prompt\na,b", "header names a field twice"),
+        ("f.csv", b"prompt,subject\n\na,b,c", "line 3 has 3 cells, the header 2: put texts with"),
+        ("f.csv", b'prompt,subject\n"a', "broken table in line 2"),
+        ("f.csv", b"a;b\nc;d", "record 0 has the fields 'a;b': of none of the formats"),
+        ("f.xlsx", b"a,b", "cannot read '.xlsx': use .json, .jsonl, .ndjson, .parquet, .csv, .tsv"),
     ],
 )
 def test_a_broken_file_is_one_line_with_its_name(
@@ -113,7 +149,7 @@ def test_a_broken_file_is_one_line_with_its_name(
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(SphereBenchError, match=problem) as caught:
-        load_dataset("mine", str(path))
+        load(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -121,17 +157,17 @@ def test_a_broken_file_is_one_line_with_its_name(
 @pytest.mark.parametrize("name", ["missing.json", "no/such/folder/facts.parquet", "/missing"])
 def test_a_missing_file_is_named(name: str) -> None:
     with pytest.raises(SphereBenchError, match=f"dataset.path={name}: no such file"):
-        load_dataset("mine", name)
+        load(name)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(SphereBenchError, match="is a folder: give the file itself"):
-        load_dataset("mine", str(tmp_path))
+        load(str(tmp_path))
 
 
 def test_without_path_and_download_the_mend_is_a_path() -> None:
     with pytest.raises(SphereBenchError, match=r"set dataset\.path=<file>"):
-        load_dataset("mine")
+        load()
 
 
 def test_the_download_is_kept_for_later_runs_offline(
@@ -139,16 +175,16 @@ def test_the_download_is_kept_for_later_runs_offline(
 ) -> None:
     address, server = served
     write_json(tmp_path / "facts.json")
-    first = load_dataset("mine", url=f"{address}/facts.json")
+    first = load(url=f"{address}/facts.json")
     assert len(first.records) == 5
     server.shutdown()
     server.server_close()
-    assert load_dataset("mine", url=f"{address}/facts.json") == first
+    assert load(url=f"{address}/facts.json") == first
 
 
 def test_a_failing_download_names_the_mend(served: tuple[str, Any]) -> None:
     with pytest.raises(SphereBenchError) as caught:
-        load_dataset("mine", url=f"{served[0]}/missing.json")
+        load(url=f"{served[0]}/missing.json")
     message = str(caught.value)
     assert "cannot download http://" in message and "dataset.path=<file>" in message
     assert "\n" not in message
@@ -157,26 +193,26 @@ def test_a_failing_download_names_the_mend(served: tuple[str, Any]) -> None:
 def test_a_hub_dataset_with_one_split_needs_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     table = datasets.Dataset.from_list(RECORDS)
 
-    def load(name: str, split: str | None) -> Any:
+    def found(name: str, split: str | None) -> Any:
         assert name == "someone/facts"
         both = datasets.DatasetDict({"train": table, "test": table.select([0])})
         return both[split] if split else both
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", found)
     with pytest.raises(SphereBenchError, match=r"splits train, test: set dataset\.split"):
-        load_dataset("mine", "someone/facts")
-    assert len(load_dataset("mine", "someone/facts", split="test").records) == 1
+        load("someone/facts")
+    assert len(load("someone/facts", split="test").records) == 1
     monkeypatch.setattr(
         datasets, "load_dataset", lambda name, split: datasets.DatasetDict({"train": table})
     )
-    assert len(load_dataset("mine", "someone/facts").records) == 5
+    assert len(load("someone/facts").records) == 5
 
 
 def test_a_hub_out_of_reach_names_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str, split: str | None) -> Any:
+    def unreachable(name: str, split: str | None) -> Any:
         raise ConnectionError(f"Couldn't reach '{name}'\non the Hub")
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(SphereBenchError) as caught:
         read_source("someone/facts", None, "auto", None)
     message = str(caught.value)

@@ -1,0 +1,56 @@
+"""Warnings about records that can be edited, but probably should not be edited like this."""
+
+from collections.abc import Iterable, Sequence
+
+from sphere_bench.data.checks import is_part_of_a_word
+from sphere_bench.data.records import EditDataset, EditRequest
+
+_NAMED = 5
+
+
+def warnings_of(dataset: EditDataset, batch_size: int) -> list[str]:
+    """One line for each kind of problem, with the number of records and their case ids.
+
+    Args:
+        dataset: the run's records.
+        batch_size: records in a batch.
+    """
+    requests = [record.request for record in dataset.records]
+    twice = _edited_twice_within_a_batch(requests, batch_size)
+    already_true = [each.case_id for each in requests if each.target_new == each.target_true]
+    inside = [each.case_id for each in requests if is_part_of_a_word(each.prompt, each.subject)]
+    lines = []
+    if twice:
+        lines.append(
+            f"{_count(twice, 'prompt')} edited more than once within a batch, so that no target "
+            f"of these is written as it should be: cases {_named(twice)}"
+        )
+    if already_true:
+        lines.append(
+            f"{_count(already_true, 'record')} edited to the true answer itself (the new target "
+            f"equals the true one), so that success is never reached: cases {_named(already_true)}"
+        )
+    if inside:
+        lines.append(
+            f"{_count(inside, 'record')} edited at a subject that is only a part of a longer word "
+            f"of the prompt: cases {_named(inside)}"
+        )
+    return [f"{dataset.name}: {line}" for line in lines]
+
+
+def _edited_twice_within_a_batch(requests: Sequence[EditRequest], batch_size: int) -> list[str]:
+    """For each prompt that occurs more than once in a batch, its case ids joined by "and"."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault((index // batch_size, request.prompt), []).append(request.case_id)
+    return [" and ".join(case_ids) for case_ids in groups.values() if len(case_ids) > 1]
+
+
+def _count(items: Sequence[str], what: str) -> str:
+    return f"{len(items)} {what} is" if len(items) == 1 else f"{len(items)} {what}s are"
+
+
+def _named(items: Iterable[str]) -> str:
+    listed = list(items)
+    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    return ", ".join(listed[:_NAMED]) + more

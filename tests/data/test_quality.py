@@ -1,0 +1,99 @@
+"""What a run is warned of before its first edit."""
+
+import pytest
+
+from sphere_bench.assets import facts_counterfact_path, facts_zsre_path
+from sphere_bench.data.checks import is_part_of_a_word, subject_problem
+from sphere_bench.data.quality import warnings_of
+from sphere_bench.data.record_file import RecordFile
+from sphere_bench.data.records import EditDataset, EditRequest, EvalCase, Record
+from sphere_bench.data.selection import select
+
+
+def dataset(*facts: tuple[str, str, str | None]) -> EditDataset:
+    """Facts of a subject, a new and a true target; their case ids are their numbers from 0 on."""
+    records = [
+        Record(
+            EditRequest(str(number), f"{subject} lies in", subject, new, true),
+            EvalCase(str(number), ()),
+        )
+        for number, (subject, new, true) in enumerate(facts)
+    ]
+    return EditDataset("mine", tuple(records), "success", "all_tokens")
+
+
+def test_a_prompt_that_a_batch_edits_twice_is_named_with_its_cases() -> None:
+    rome, oslo = ("Rome", "Peru", None), ("Oslo", "Peru", None)
+    (line,) = warnings_of(dataset(rome, oslo, rome, rome, oslo, rome), 3)
+    assert line == (
+        "mine: 2 prompts are edited more than once within a batch, so that no target of these is "
+        "written as it should be: cases 0 and 2, 3 and 5"
+    )
+
+
+def test_the_same_prompt_in_another_batch_is_a_later_edit() -> None:
+    rome = ("Rome", "Peru", "Italy")
+    assert warnings_of(dataset(rome, rome, rome), 1) == []
+
+
+def test_a_target_that_is_true_already_is_named_with_its_cases() -> None:
+    facts = [(f"City{number}", "Peru", "Peru") for number in range(8)]
+    (line,) = warnings_of(dataset(*facts, ("Rome", "Peru", "Italy"), ("Oslo", "Peru", None)), 100)
+    assert line == (
+        "mine: 8 records are edited to the true answer itself (the new target equals the true "
+        "one), so that success is never reached: cases 0, 1, 2, 3, 4 and 3 more"
+    )
+
+
+def test_a_subject_within_a_word_is_named_with_its_case() -> None:
+    request = EditRequest("7", "Romania lies in", "Rom", "Peru", None)
+    odd = EditDataset("mine", (Record(request, EvalCase("7", ())),), "success", "all_tokens")
+    (line,) = warnings_of(odd, 1)
+    assert line.startswith("mine: 1 record is edited at a subject that is only a part of a longer")
+    assert line.endswith(": cases 7")
+
+
+@pytest.mark.parametrize("path", [facts_counterfact_path(), facts_zsre_path()])
+def test_nothing_is_odd_about_the_bundled_facts(path: object) -> None:
+    assert warnings_of(select(RecordFile(str(path)), name="tiny"), 50) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "inside"),
+    [
+        ("Romania lies in", "Rom", True),
+        ("Romania lies in", "mania", True),
+        ("In 1984 it", "98", True),
+        ("Ελλάδα", "Ελλ", True),
+        ("Rome lies in", "Rome", False),
+        ("Rome's river", "Rome", False),
+        ("(Rome)", "Rome", False),
+        ("the C++ language", "C++", False),
+        ("Rome", "Rome", False),
+        ("東京都は", "東京", False),
+    ],
+)
+def test_whether_a_subject_is_a_part_of_a_word(prompt: str, subject: str, inside: bool) -> None:
+    assert is_part_of_a_word(prompt, subject) == inside
+
+
+COMPOSED, DECOMPOSED = "Beyonc\u00e9", "Beyonce\u0301"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)], ids=["NFC", "NFD"]
+)
+def test_a_subject_in_another_composition_than_its_prompt_is_named_as_that(
+    prompt: str, subject: str
+) -> None:
+    problem = subject_problem(f"{prompt} sings in", subject)
+    assert problem is not None and "only after Unicode normalisation" in problem
+    assert "write both the same way" in problem
+    assert subject_problem(f"{subject} sings in", subject) is None
+
+
+def test_an_occurrence_within_a_word_is_counted_and_said() -> None:
+    problem = subject_problem("In tandoori cooking, a tandoor is a", "tandoor")
+    assert problem is not None and "more than once (a part of a longer word counts too)" in problem
+    plain = subject_problem("Rome is Rome", "Rome")
+    assert plain is not None and plain.startswith("holds the subject 'Rome' more than once: ")
