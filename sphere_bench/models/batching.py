@@ -1,4 +1,4 @@
-"""Rows of unequal length put into padded batches of bounded size."""
+"""Puts rows of different lengths into padded batches of limited size."""
 
 import logging
 import math
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# What starting one more forward costs, in padded tokens that could be computed instead.
+# The cost of one more forward pass, as the number of tokens that take as long to compute.
 _TOKENS_A_FORWARD_IS_WORTH = 32
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
-    """Rows of token ids as one [rows, longest] tensor, ``value`` behind the shorter ones.
+    """Rows of token ids as one tensor [rows, longest], with ``value`` after the shorter ones.
 
-    Behind a causal mask no real token sees the padding, so no attention mask is needed.
+    With causal attention no real token sees the padding after it, so no mask is needed.
     """
     padded = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
     for index, row in enumerate(rows):
@@ -32,10 +32,10 @@ def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
 
 
 def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Indices of rows grouped by like length, each group's padded size within the bound.
+    """Indices of rows, grouped by similar length, with the padded size of a group limited.
 
-    The groups are those that cost least in all, padding and a price for every forward counted. A
-    row longer than ``tokens_per_batch`` is a group of its own. Groups come in rising length.
+    The total cost of padding and of starting the forwards is the least possible. A row longer than
+    ``tokens_per_batch`` is a group of its own. The groups are ordered by length.
     """
     of_length: dict[int, list[int]] = {}
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
@@ -45,7 +45,7 @@ def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[in
     def chunks(rows: int, width: int) -> int:
         return math.ceil(rows / max(1, tokens_per_batch // width))
 
-    # The cheapest way to group the rows of the first `end` lengths, and where its last cut is.
+    # For the rows of the first `end` lengths: the least cost, and where the last group begins.
     cheapest, cuts = [0], [0]
     for end in range(1, len(widths) + 1):
         width = widths[end - 1]
@@ -76,14 +76,14 @@ def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[in
 def backing_off(
     function: Callable[[int], Result], tokens_per_batch: int, unit: str = "tokens"
 ) -> Result:
-    """``function(tokens_per_batch)``, again with half the tokens whenever memory runs out.
+    """Call ``function(tokens_per_batch)``, and again with half of it whenever memory runs out.
 
     Args:
-        function: what takes memory.
-        tokens_per_batch: its size, in ``unit``.
+        function: takes a size and needs memory in proportion to it.
+        tokens_per_batch: the size, in ``unit``.
 
     Raises:
-        SphereBenchError: memory does not suffice for a single row.
+        SphereBenchError: there is not enough memory for a single row.
     """
     size = tokens_per_batch
 
@@ -98,12 +98,14 @@ def backing_off(
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
-    # accelerate's search empties the device's caches before every try, which costs too much for
-    # the many calls that fit at once.
+    # accelerate's search empties the device's caches before every attempt. That is too slow for
+    # the many calls that fit right away.
     try:
-        return find_executable_batch_size(
+        search = find_executable_batch_size(
             function, starting_batch_size=halve(), reduce_batch_size_fn=halve
-        )()
+        )
+        result: Result = search()
+        return result
     except RuntimeError as error:
         if "No executable batch size found" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""What a model is by content: the same wherever its folder lies and whatever it is called."""
+"""A model's fingerprint: it depends on the content, not on the model's folder or name."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sphere_bench.models.loading import LoadedModel
 
-# Where a model came from and which release wrote it change nothing that it computes.
+# These settings do not change what a model computes.
 _IGNORED_SETTINGS = frozenset({"transformers_version", "architectures"})
 
 
@@ -31,7 +31,7 @@ def model_fingerprint(loaded: LoadedModel) -> str:
 def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the tensors' names, shapes, types and bytes, in the order of their names."""
     names = sorted(tensors)
-    # hashlib lets go of the interpreter's lock, so the tensors are hashed side by side.
+    # hashlib releases the interpreter's lock, so that several tensors are hashed at a time.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         digests = pool.map(_tensor_digest, (tensors[name] for name in names))
         lines = [f"{name} {digest}\n" for name, digest in zip(names, digests, strict=True)]

@@ -1,7 +1,7 @@
 """Capture, stop, select and skip inside a forward pass, as context managers.
 
-Decoder layers return a tensor or a tuple whose first entry is the hidden states, depending on the
-architecture and the release of transformers; everything here takes both.
+A decoder layer returns the hidden states or a tuple that begins with them. That depends on the
+architecture and on the release of transformers. Everything here works with both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,11 +15,11 @@ Key = TypeVar("Key")
 
 
 class _StopForward(Exception):
-    """Leaves a forward pass once the last wanted tensor is there."""
+    """Ends a forward pass when the last tensor has been captured."""
 
 
 def hidden_states(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The hidden states of what a decoder layer takes or returns."""
+    """The hidden states in what a decoder layer returns."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -33,37 +33,41 @@ def capture(
     """Collect the first input or the output of each module during the forwards in the block.
 
     Args:
-        modules: what to watch, by any key.
-        side: ``input`` of the module or its ``output``.
-        stop: end the block's forward as soon as every module has been seen; the statements after
-            that forward in the block are not run.
+        modules: the modules to watch, by any key.
+        side: the module's ``input`` or its ``output``.
+        stop: end the block's forward as soon as every module has run. Statements after that
+            forward in the block are not executed.
 
     Yields:
-        A dict that the forward fills, key to tensor.
+        A dict, key to tensor, that the forward fills.
     """
     captured: dict[Key, Tensor] = {}
 
-    def keep(key: Key, tensor: Tensor) -> None:
-        captured[key] = tensor
+    def stop_if_complete() -> None:
         if stop and len(captured) == len(modules):
             raise _StopForward
 
     def input_hook(key: Key):  # type: ignore[no-untyped-def]
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            keep(key, inputs[0])
+            captured[key] = inputs[0]
+            stop_if_complete()
 
         return hook
 
     def output_hook(key: Key):  # type: ignore[no-untyped-def]
         def hook(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            keep(key, hidden_states(output))
+            captured[key] = hidden_states(output)
+            stop_if_complete()
+            # Falcon adds the attention's output to that of its MLP in place.
+            captured[key] = captured[key].clone()
 
         return hook
 
+    # Output hooks run first, so that they see an output before `keep_token_axis` flattens it.
     handles = [
         module.register_forward_pre_hook(input_hook(key))
         if side == "input"
-        else module.register_forward_hook(output_hook(key))
+        else module.register_forward_hook(output_hook(key), prepend=True)
         for key, module in modules.items()
     ]
     try:
@@ -77,9 +81,9 @@ def capture(
 
 @contextmanager
 def select_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Run the head at positions ``(rows[i], columns[i])`` only: its output becomes [1, n, vocab].
+    """Run the head only at positions ``(rows[i], columns[i])``: its output is [1, n, vocab].
 
-    Whatever the model does to its logits afterwards (soft-capping, scaling) still happens.
+    What the model does to its logits afterwards (soft-capping, scaling) still happens.
     """
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -94,10 +98,10 @@ def select_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator
 
 @contextmanager
 def probe_outputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
-    """Add a zero tensor to each module's output, so that its gradient is that of the output.
+    """Add zeros to each module's output; their gradient is the gradient of the output.
 
     Yields:
-        A dict that the forward fills, key to the zeros that require a gradient.
+        A dict, key to zeros that require a gradient, that the forward fills.
     """
     probes: dict[Key, Tensor] = {}
 
@@ -108,7 +112,9 @@ def probe_outputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor
 
         return hook
 
-    handles = [module.register_forward_hook(adding(key)) for key, module in modules.items()]
+    handles = [
+        module.register_forward_hook(adding(key), prepend=True) for key, module in modules.items()
+    ]
     try:
         yield probes
     finally:
@@ -116,23 +122,46 @@ def probe_outputs(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor
             handle.remove()
 
 
+def keep_token_axis(layer: nn.Module, projection: nn.Module) -> None:
+    """Make ``projection`` work on [batch, tokens, width] in a layer that flattens the first two.
+
+    OPT's decoder layers run their MLP on [batch * tokens, width]. Here the projection's input gets
+    its token axis back before any other hook sees it, and the output loses it after all of them.
+    """
+    shape: torch.Size = torch.Size()
+
+    def remember(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal shape
+        shape = inputs[0].shape[:2]
+
+    def unflatten(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].reshape(*shape, -1), *inputs[1:])
+
+    def flatten(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return output.flatten(0, 1)
+
+    layer.register_forward_pre_hook(remember)
+    projection.register_forward_pre_hook(unflatten)
+    projection.register_forward_hook(flatten)
+
+
 @contextmanager
 def start_after(
     layers: nn.ModuleList, layer: int, hidden: Tensor, *, tuples: bool
 ) -> Iterator[None]:
-    """Make forwards in the block begin behind ``layers[layer]``, whose output is ``hidden``.
+    """Make forwards in the block begin after ``layers[layer]``, with ``hidden`` as its output.
 
     Args:
         layers: the model's decoder layers.
-        layer: the last layer that is not run.
-        hidden: what it would have returned, [batch, tokens, d_model].
+        layer: the last layer that does not run.
+        hidden: what that layer would return, [batch, tokens, d_model].
         tuples: whether layers return tuples.
     """
 
     def skipped(*_args: object, **_kwargs: object) -> Tensor | tuple[Tensor, None]:
         return (hidden, None) if tuples else hidden
 
-    # An instance attribute shadows the class's method: nn.Module.__call__ looks `forward` up anew.
+    # An attribute of the instance hides the class's method: nn.Module.__call__ finds it first.
     for index in range(layer + 1):
         layers[index].forward = skipped
     try:

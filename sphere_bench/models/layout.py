@@ -1,6 +1,7 @@
-"""Where a causal decoder keeps what editing needs, and one orientation for its weights."""
+"""Finds the modules of a causal decoder that editing needs, and gives weights one orientation."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,23 +11,36 @@ from transformers.pytorch_utils import Conv1D
 from sphere_bench.errors import SphereBenchError
 
 # The MLP's down projection inside a decoder layer, by the names that transformers uses:
-# Llama, Mistral, Qwen, Gemma; GPT-2; GPT-J; Phi.
-PROJECTION_NAMES = ("mlp.down_proj", "mlp.c_proj", "mlp.fc_out", "mlp.fc2")
+# Llama, Mistral, Qwen, Gemma; GPT-2; GPT-J; Phi; GPT-NeoX, BLOOM, Falcon; OPT; MPT.
+PROJECTION_NAMES = (
+    "mlp.down_proj",
+    "mlp.c_proj",
+    "mlp.fc_out",
+    "mlp.fc2",
+    "mlp.dense_4h_to_h",
+    "fc2",
+    "ffn.down_proj",
+)
+# Layers of these types have keys and values of every token, or of the last ones.
+ATTENTION_TYPES = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+# The number of experts of a layer, by the names that transformers uses.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 class Layout:
     """The decoder layers, the edited projection of each, and the head of a causal decoder.
 
-    Every weight goes in and out as [out, in]; this class alone knows that GPT-2's ``Conv1D``
-    stores its own as [in, out].
+    Every weight is read and written as [out, in]. Only this class knows that ``Conv1D`` of GPT-2
+    stores it as [in, out].
 
     Args:
         model: a causal language model of transformers.
-        layers_module: dotted name of the list of decoder layers, found when ``None``.
-        projection: dotted name of the down projection inside a layer, found when ``None``.
+        layers_module: dotted name of the list of decoder layers; ``None`` searches for it.
+        projection: dotted name of the down projection inside a layer; ``None`` searches for it.
 
     Raises:
-        SphereBenchError: the layers or the projection are not where they are looked for.
+        SphereBenchError: the layers or the projection are not found, or the model has layers that
+            cannot be edited.
     """
 
     def __init__(
@@ -35,6 +49,7 @@ class Layout:
         layers_module: str | None = None,
         projection: str | None = None,
     ) -> None:
+        _check_architecture(model)
         self.decoder_layers = _decoder_layers(model, layers_module)
         head = model.get_output_embeddings()
         if head is None:
@@ -43,7 +58,7 @@ class Layout:
                 "language model"
             )
         self.head: nn.Module = head
-        self._projection_name = _projection_name(model, self.decoder_layers[0], projection)
+        self._projection_name = _projection_name(model, self.decoder_layers, projection)
         width = model.config.get_text_config().hidden_size
         if self.weight(0).shape[0] != width:
             raise SphereBenchError(
@@ -68,11 +83,11 @@ class Layout:
         return weight.T if isinstance(module, Conv1D) else weight
 
     def write(self, layer: int, weight: Tensor) -> None:
-        """Put ``weight`` [out, in] into the model, rounded to the model's own dtype."""
+        """Write ``weight`` [out, in] into the model, rounded to the model's dtype."""
         self.weight(layer).copy_(weight)
 
     def parameters(self, weights: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        """``weights`` (layer to [out, in]) as ``torch.func.functional_call`` takes them."""
+        """``weights`` (layer to [out, in]) in the form of ``torch.func.functional_call``."""
         return {
             f"{self._layer_names[layer]}.{self._projection_name}.weight": (
                 weight.T if isinstance(self.projection(layer), Conv1D) else weight
@@ -81,11 +96,32 @@ class Layout:
         }
 
     def check_layers(self, layers: Sequence[int]) -> None:
-        """Raise unless every number of ``layers`` names a decoder layer."""
+        """Raise unless every number in ``layers`` is that of a decoder layer."""
         if any(not 0 <= layer < len(self) for layer in layers):
             raise SphereBenchError(
                 f"editor.layers={list(layers)}: the model has layers 0 to {len(self) - 1}"
             )
+
+
+def _check_architecture(model: PreTrainedModel) -> None:
+    """Raise unless every layer attends to keys and values and has one MLP.
+
+    Target values are optimised with cached keys and values, and a fact is written into the one MLP
+    that all tokens go through.
+    """
+    config = model.config.get_text_config()
+    if any((getattr(config, name, None) or 0) > 1 for name in EXPERTS):
+        raise SphereBenchError(
+            f"{type(model).__name__} is a mixture of experts, which cannot be edited: no layer has "
+            "one down projection for all tokens; use a model without experts"
+        )
+    types = set(getattr(config, "layer_types", None) or ())
+    if model._is_stateful or not types <= ATTENTION_TYPES:
+        raise SphereBenchError(
+            f"{type(model).__name__} is no transformer throughout, so it cannot be edited: some of "
+            "its layers keep a state instead of keys and values; use a model with attention in "
+            "every layer"
+        )
 
 
 def _decoder_layers(model: PreTrainedModel, name: str | None) -> nn.ModuleList:
@@ -110,31 +146,60 @@ def _decoder_layers(model: PreTrainedModel, name: str | None) -> nn.ModuleList:
     return found[0]
 
 
-def _projection_name(model: PreTrainedModel, layer: nn.Module, name: str | None) -> str:
-    for candidate in (name,) if name else PROJECTION_NAMES:
-        try:
-            module = layer.get_submodule(candidate)
-        except AttributeError:
-            continue
-        if isinstance(module, nn.Linear | Conv1D):
-            return candidate
-    tried = name or ", ".join(PROJECTION_NAMES)
-    raise SphereBenchError(
-        f"unknown layout of {type(model).__name__}: no linear module {tried} in a decoder layer; "
-        "set model.modules.projection to the dotted name of the MLP's down projection"
-    )
+def _projection_name(model: PreTrainedModel, layers: nn.ModuleList, name: str | None) -> str:
+    """The dotted name of the down projection, which every layer must have."""
+    candidates = (name,) if name else PROJECTION_NAMES
+    found = next((each for each in candidates if _has_linear(layers[0], each)), None)
+    missing = [
+        index
+        for index, layer in enumerate(layers)
+        if found is None or not _has_linear(layer, found)
+    ]
+    if found is None or missing:
+        raise SphereBenchError(
+            f"unknown layout of {type(model).__name__}: no linear module "
+            f"{found or ', '.join(candidates)} in decoder layer {missing[0]}; set "
+            "model.modules.projection to the dotted name of the MLP's down projection"
+        )
+    return found
 
 
-def layers_return_tuples(model: PreTrainedModel, layers: nn.ModuleList) -> bool:
-    """Whether a decoder layer returns a tuple (GPT-J) or the hidden states alone (the others)."""
-    seen: list[bool] = []
-    handle = layers[0].register_forward_hook(
-        lambda _module, _inputs, output: seen.append(isinstance(output, tuple))
-    )
+def _has_linear(layer: nn.Module, name: str) -> bool:
+    try:
+        return isinstance(layer.get_submodule(name), nn.Linear | Conv1D)
+    except AttributeError:
+        return False
+
+
+class LayerBehaviour(NamedTuple):
+    """How a decoder layer passes tensors on, which differs between architectures.
+
+    Attributes:
+        return_tuples: it returns a tuple (GPT-J) instead of the hidden states alone (most others).
+        flatten: its MLP works on [batch * tokens, width] (OPT) instead of [batch, tokens, width].
+    """
+
+    return_tuples: bool
+    flatten: bool
+
+
+def observe_layers(model: PreTrainedModel, layout: Layout) -> LayerBehaviour:
+    """What the first decoder layer does in a forward of one token."""
+    return_tuples: list[bool] = []
+    dimensions: list[int] = []
+    handles = [
+        layout.decoder_layers[0].register_forward_hook(
+            lambda _module, _inputs, output: return_tuples.append(isinstance(output, tuple))
+        ),
+        layout.projection(0).register_forward_pre_hook(
+            lambda _module, inputs: dimensions.append(inputs[0].dim())
+        ),
+    ]
     device = next(model.parameters()).device
     try:
         with torch.no_grad():
             model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device))
     finally:
-        handle.remove()
-    return seen[0]
+        for handle in handles:
+            handle.remove()
+    return LayerBehaviour(return_tuples[0], dimensions[0] == 2)

@@ -1,12 +1,14 @@
-"""A pretrained causal decoder with its tokenizer and layout."""
+"""Loads a pretrained causal decoder with its tokenizer and layout."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,20 +19,22 @@ from transformers import (
 
 from sphere_bench.assets import tiny_gpt2_path
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.models.layout import Layout, layers_return_tuples
+from sphere_bench.models.hooks import keep_token_axis
+from sphere_bench.models.layout import Layout, observe_layers
 
 BUNDLED = "bundled"
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be edited: in eval mode, no gradients on its parameters.
+    """A model that can be edited: in eval mode, its parameters without gradients.
 
     Attributes:
         model: the causal language model.
         tokenizer: its fast tokenizer.
         layout: where its layers, edited projections and head are.
-        layers_return_tuples: what its decoder layers return, see ``hooks.start_after``.
+        layers_return_tuples: whether its decoder layers return tuples, see ``hooks.start_after``.
     """
 
     model: PreTrainedModel
@@ -44,7 +48,7 @@ class LoadedModel:
 
     @property
     def positions(self) -> int | None:
-        """How many tokens a text may have, ``None`` where the model sets no bound."""
+        """How many tokens a text may have; ``None`` if the model sets no limit."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
@@ -67,11 +71,11 @@ def load_model(
 
     Args:
         path: where the model is.
-        dtype: a torch dtype's name.
+        dtype: the name of a torch dtype.
         device: ``auto`` (CUDA, else MPS, else CPU) or a torch device.
         revision: the hub's revision.
-        shape: a configuration of transformers, ``model_type`` included; the model then has random
-            weights of this shape, and ``path`` gives its tokenizer only.
+        shape: a configuration of transformers, with ``model_type``. The model then has random
+            weights of this shape, and only its tokenizer comes from ``path``.
         layers_module, projection: see :class:`Layout`.
         trust_remote_code: run code that comes with the model.
 
@@ -81,22 +85,14 @@ def load_model(
     """
     target = resolve_device(device)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    location = tiny_gpt2_path() if path == BUNDLED else Path(path).expanduser()
-    if location.is_file() and location.suffix == ".gguf":
-        source["gguf_file"] = location.name
-        name = str(location.parent)
-    elif location.is_dir():
-        name = str(location)
-    elif location.is_file() or location.is_absolute() or path.startswith((".", "~")):
-        raise SphereBenchError(
-            f"model.path={path}: no model folder or .gguf file there; give a folder with "
-            "config.json, a GGUF file or a hub name"
-        )
-    else:
-        name = path
+    local = _local_path(path)
+    name = path if local is None else str(local)
+    if local is not None and local.is_file():
+        source["gguf_file"] = local.name
+        name = str(local.parent)
     weights_type = getattr(torch, dtype)
     try:
-        # First, so that an unknown architecture is told as such, and before anything slow.
+        # First, so that an unknown architecture is reported as such, before anything slow.
         AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
         if shape is None:
@@ -107,7 +103,7 @@ def load_model(
             _check_weights(path, model, loaded[1]["missing_keys"])
         else:
             model = random_model(shape, weights_type, target)
-        torch.nn.Module.to(model, target)
+        nn.Module.to(model, target)
         return wrap_model(model, tokenizer, layers_module=layers_module, projection=projection)
     except SphereBenchError:
         raise
@@ -116,13 +112,33 @@ def load_model(
             f"model.path={path}: its pickled weights hold more than tensors, and what they hold "
             "would be executed: take the model from a source that gives safetensors"
         ) from error
-    # A damaged file meets a parser with exceptions of its own; what the user can do is the same.
+    # Damaged files raise exceptions of several parsers, but the user can do the same about all.
     except Exception as error:
-        raise SphereBenchError(f"model.path={path}: cannot load it: {_reason(error)}") from error
+        what = "cannot load it"
+        if local is None:
+            what = "there is no such folder, and the Hugging Face hub did not give such a model"
+        raise SphereBenchError(f"model.path={path}: {what}: {_reason(error)}") from error
+
+
+def _local_path(path: str) -> Path | None:
+    """The model's folder or GGUF file; ``None`` if ``path`` can only be a name on the hub.
+
+    Raises:
+        SphereBenchError: ``path`` is none of these.
+    """
+    location = tiny_gpt2_path() if path == BUNDLED else Path(path).expanduser()
+    if path.strip() and (location.is_dir() or (location.is_file() and location.suffix == ".gguf")):
+        return location
+    if location.is_file() or location.suffix == ".gguf" or not HUB_NAME.fullmatch(path):
+        raise SphereBenchError(
+            f"model.path={path}: no model folder or .gguf file there; give a folder with "
+            "config.json, a GGUF file or a hub name"
+        )
+    return None
 
 
 def _check_weights(path: str, model: PreTrainedModel, missing: Collection[str]) -> None:
-    """Raise unless every weight came from the files (others would be random) and is finite."""
+    """Raise unless every weight is finite and came from the files; others would be random."""
     if missing:
         raise SphereBenchError(
             f"model.path={path} lacks {len(missing)} of the model's weights, such as "
@@ -139,10 +155,10 @@ def _check_weights(path: str, model: PreTrainedModel, missing: Collection[str]) 
 def random_model(
     shape: Mapping[str, Any], dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
-    """A model of this shape, made on the device itself; its weights are the same every time.
+    """A model of this shape, created on the device. Its weights are the same every time.
 
     Raises:
-        SphereBenchError: transformers knows no such shape.
+        SphereBenchError: transformers cannot make such a model.
     """
     try:
         known = AutoConfig.for_model(shape["model_type"])
@@ -155,7 +171,7 @@ def random_model(
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 AutoConfig.for_model(**shape), dtype=dtype
             )
-    # What is wrong with a shape is told by exceptions of several libraries.
+    # A wrong shape raises exceptions of several libraries.
     except Exception as error:
         raise SphereBenchError(f"model.shape: cannot make it: {_reason(error)}") from error
     return model
@@ -168,7 +184,11 @@ def wrap_model(
     layers_module: str | None = None,
     projection: str | None = None,
 ) -> LoadedModel:
-    """Make a model that is already in memory ready to be edited."""
+    """Prepare a model that is in memory for editing.
+
+    Raises:
+        SphereBenchError: the tokenizer does not fit, or the architecture cannot be edited.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise SphereBenchError(
             f"{type(tokenizer).__name__} gives no character offsets: use the model's fast "
@@ -179,14 +199,32 @@ def wrap_model(
             f"{tokenizer.name_or_path}: its tokenizer knows no words: the folder needs the model's "
             "tokenizer.json"
         )
+    _check_embedding(model, tokenizer)
     model.requires_grad_(False)
     model.eval()
-    # A dequantised GGUF still calls itself quantised, which saving refuses.
+    # A dequantised GGUF model is still marked as quantised, and could not be saved.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
         model.hf_quantizer = None  # type: ignore[assignment]
     layout = Layout(model, layers_module, projection)
-    return LoadedModel(model, tokenizer, layout, layers_return_tuples(model, layout.decoder_layers))
+    behaviour = observe_layers(model, layout)
+    if behaviour.flatten:
+        for index, layer in enumerate(layout.decoder_layers):
+            keep_token_axis(layer, layout.projection(index))
+    return LoadedModel(model, tokenizer, layout, behaviour.return_tuples)
+
+
+def _check_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise unless the embedding has a row for every token that a text may have."""
+    # Special tokens do not occur in texts, but for those that the tokenizer itself adds.
+    special = set(tokenizer.all_special_ids)
+    used = {*tokenizer("a")["input_ids"], *(set(tokenizer.get_vocab().values()) - special)}
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    if max(used) >= rows:
+        raise SphereBenchError(
+            f"{tokenizer.name_or_path}: its tokenizer has the token {max(used)}, the embedding of "
+            f"{type(model).__name__} only 0 to {rows - 1}: take both from the same model"
+        )
 
 
 def resolve_device(device: str) -> torch.device:
@@ -198,8 +236,8 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
-    # A torch built without CUDA says so by an assertion; all else, a name it does not know or a
-    # device without kernels, is a RuntimeError.
+    # A torch without CUDA raises an AssertionError. An unknown name, or a device without kernels,
+    # raises a RuntimeError.
     except (RuntimeError, AssertionError) as error:
         raise SphereBenchError(
             f"device={device} is not usable here ({_reason(error)}): try device=auto or device=cpu"
@@ -208,6 +246,6 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error, on one line."""
+    """The beginning of an error's text, on one line."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:297]}..."

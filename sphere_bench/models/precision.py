@@ -1,4 +1,4 @@
-"""Some of a model's layers in another precision, for forwards that may be less exact."""
+"""Copies some of a model's layers in another precision, for forwards that may be less exact."""
 
 from collections.abc import Collection
 from copy import deepcopy
@@ -11,10 +11,10 @@ from sphere_bench.models.loading import LoadedModel
 
 
 def with_layers_in(loaded: LoadedModel, layers: Collection[int], dtype: torch.dtype) -> LoadedModel:
-    """The model with copies in ``dtype`` of these decoder layers and of all that is in no layer.
+    """The model with these decoder layers, and all modules outside the layers, in ``dtype``.
 
-    That is embeddings, final norm and head. The other layers are the model's own. Where the model
-    has that dtype anyway it is the model itself.
+    Outside the layers are the embeddings, the final norm and the head. All these are copies; the
+    other layers are shared with the model. If the model has that dtype, it is returned itself.
     """
     if dtype == loaded.dtype:
         return loaded

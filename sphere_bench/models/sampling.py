@@ -1,4 +1,4 @@
-"""Text that a model writes itself: context prefixes, and a corpus where there is no other."""
+"""Text that a model writes: context prefixes, and a corpus if there is no other."""
 
 from collections.abc import Iterator
 
@@ -16,19 +16,19 @@ _TOKENS_A_TEXT = 256
 def sample_continuations(
     loaded: LoadedModel, starts: Tensor, tokens: int, *, seed: int, top_k: int
 ) -> list[str]:
-    """What the model samples behind each row of token ids.
+    """Texts that the model samples after each row of token ids.
 
     Args:
         starts: [b, s], without padding.
-        tokens: to sample, exactly.
+        tokens: how many tokens to sample, exactly.
         seed: the same seed, model, device and rows give the same texts.
-        top_k: sample from the k likeliest tokens; 0 from all.
+        top_k: sample from the k most likely tokens; 0 samples from all.
 
     Returns:
-        b texts, the rows' own tokens included, special tokens left out.
+        b texts, which begin with the rows' own tokens and have no special tokens.
 
     Raises:
-        SphereBenchError: the model has not so many positions.
+        SphereBenchError: the model does not have so many positions.
     """
     if loaded.positions is not None and starts.shape[1] + tokens > loaded.positions:
         raise SphereBenchError(
@@ -54,10 +54,10 @@ def sample_continuations(
 
 
 def self_written_texts(loaded: LoadedModel) -> Iterator[str]:
-    """An endless corpus of the model's own: texts sampled behind one random token each.
+    """An endless corpus that the model writes: each text is sampled after one random token.
 
-    It needs no data and no network, and lies where the model's own distribution does; the random
-    first token keeps the texts from being alike.
+    It needs no data and no network, and follows the model's own distribution. The random first
+    token makes the texts differ.
     """
     tokens = min(_TOKENS_A_TEXT, (loaded.positions or _TOKENS_A_TEXT + 1) - 1)
     batch = 0

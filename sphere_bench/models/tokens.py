@@ -1,7 +1,7 @@
-"""Texts to tokens, with the places of the subject and the target found by character offsets.
+"""Turns texts into tokens, and finds the subject and the target by character offsets.
 
-Nothing here asks for a tokenizer's name: special tokens are whatever the tokenizer itself puts in
-front, and spaces are where its own offsets say.
+Nothing here depends on a tokenizer's name. The tokenizer itself adds its special tokens, and its
+offsets show which characters belong to a token.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,14 +14,14 @@ from sphere_bench.models.loading import LoadedModel
 
 
 class Encoding(NamedTuple):
-    """Token ids of a text and the [start, end) characters that each stands for."""
+    """Token ids of a text, and the characters [start, end) of each token."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
 
 
 class Continuation(NamedTuple):
-    """A prompt and its target as one text; the last ``target_length`` tokens are the target's."""
+    """A prompt and its target as one text. The last ``target_length`` tokens are the target's."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -29,16 +29,16 @@ class Continuation(NamedTuple):
 
     @property
     def predicting(self) -> range:
-        """Indices of the tokens that predict the target's: each stands right before one of it."""
+        """Indices of the tokens that predict the target's tokens: each is the one before."""
         return range(len(self.ids) - self.target_length - 1, len(self.ids) - 1)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
-    """Tokens of ``text`` as the model expects them: a BOS where the tokenizer adds one, no EOS."""
+    """Tokens of ``text`` as the model expects them: with BOS if the tokenizer adds it, no EOS."""
     encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     end = len(ids)
-    # A tokenizer that closes every text with EOS would end the prompt before its target.
+    # Some tokenizers end every text with EOS, which would separate a prompt from its target.
     while end and encoded["special_tokens_mask"][end - 1] and offsets[end - 1][1] == 0:
         end -= 1
     return Encoding(list(ids[:end]), [tuple(offset) for offset in offsets[:end]])
@@ -47,9 +47,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
 def encode_continuation(
     tokenizer: PreTrainedTokenizerBase, prompt: str, target: str
 ) -> Continuation:
-    """``prompt``, one space and ``target``, tokenised as the one text that the model would read.
+    """``prompt``, a space and ``target``, tokenised as one text, as the model would read it.
 
-    A token that ends behind the prompt's last character belongs to the target.
+    A token that ends after the prompt's last character belongs to the target.
     """
     prompt, target = prompt.rstrip(), target.strip()
     ids, offsets = encode(tokenizer, f"{prompt} {target}")
@@ -58,7 +58,7 @@ def encode_continuation(
 
 
 def last_token_of(offsets: list[tuple[int, int]], start: int, end: int) -> int:
-    """Index of the last token that holds a character of text[start:end]."""
+    """Index of the last token that contains a character of text[start:end]."""
     inside = [index for index, (left, right) in enumerate(offsets) if left < end and right > start]
     if not inside:
         raise SphereBenchError(f"no token covers the characters {start} to {end} of a prompt")
@@ -68,9 +68,9 @@ def last_token_of(offsets: list[tuple[int, int]], start: int, end: int) -> int:
 def token_windows(
     loaded: LoadedModel, texts: Iterable[str], tokens: int, max_length: int
 ) -> Iterator[list[int]]:
-    """The first ``tokens`` tokens of the texts, each text in rows of its own.
+    """The first ``tokens`` tokens of the texts in rows; a row belongs to one text.
 
-    A row has at most ``max_length`` tokens, and at most as many as the model has positions for.
+    A row has at most ``max_length`` tokens, and no more than the model has positions.
     """
     length = min(max_length, loaded.positions or max_length)
     for text in texts:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sphere_bench.models.attention import grouped_attention, replay_attention
+from sphere_bench.models.replay.attention import grouped_attention, replay_attention
 
 
 @pytest.mark.parametrize("mask_kind", ["bool", "float", "none", "per head"])

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.models.loading import load_model
+from sphere_bench.models.loading import load_model, wrap_model
+from tests.tiny_models import TOKENIZER, VOCABULARY, tiny_model
 
 SHAPE = {
     "model_type": "llama",
@@ -38,6 +40,42 @@ def test_a_shape_gives_the_same_random_model_every_time_and_leaves_the_random_st
         ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
     ],
 )
-def test_a_wrong_shape_is_told_in_one_line(change: dict[str, object], message: str) -> None:
+def test_a_wrong_shape_is_one_line(change: dict[str, object], message: str) -> None:
     with pytest.raises(SphereBenchError, match=rf"^model\.shape: cannot make it: .*{message}"):
         load_model("bundled", device="cpu", shape={**SHAPE, **change})
+
+
+@pytest.mark.parametrize("path", ["models/smolm-typo", "gpt2-typo"])
+def test_a_mistyped_relative_path_is_neither_a_folder_nor_on_the_hub(path: str) -> None:
+    problem = (
+        rf"^model\.path={path}: there is no such folder, and the Hugging Face hub did not give"
+    )
+    with pytest.raises(SphereBenchError, match=problem) as caught:
+        load_model(path, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", "a/b/c", "models/", "./typo", "/typo", "typo.gguf", "a b"])
+def test_what_can_be_no_hub_name_is_a_folder_that_is_missing(path: str) -> None:
+    with pytest.raises(SphereBenchError, match=r"no model folder or \.gguf file there"):
+        load_model(path, device="cpu")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused() -> None:
+    with pytest.raises(
+        SphereBenchError,
+        match=r"its tokenizer has the token .*, the embedding of Llama.* 0 to 99: ",
+    ):
+        load_model("bundled", device="cpu", shape={**SHAPE, "vocab_size": 100})
+
+
+def test_a_special_token_that_no_text_has_needs_no_row() -> None:
+    model = tiny_model("llama").model
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    tokenizer.add_tokens([f"<filler {index}>" for index in range(VOCABULARY - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "<never used>"})
+    assert tokenizer.pad_token_id == VOCABULARY
+    assert wrap_model(model, tokenizer).tokenizer is tokenizer
+    tokenizer.add_tokens(["used"])
+    with pytest.raises(SphereBenchError, match=f"has the token {VOCABULARY + 1}, the embedding"):
+        wrap_model(model, tokenizer)

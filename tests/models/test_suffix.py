@@ -7,8 +7,8 @@ from torch import Tensor
 from sphere_bench.models.hooks import hidden_states
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
-from sphere_bench.models.prefixes import Stems
-from sphere_bench.models.suffix import SuffixBatch
+from sphere_bench.models.replay.prefixes import Stems
+from sphere_bench.models.replay.suffix import SuffixBatch
 from tests.tiny_models import CONFIGS, tiny_model
 
 LAYER = 1

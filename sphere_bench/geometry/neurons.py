@@ -1,4 +1,4 @@
-"""What the report draws of a weight: how its neurons' cosines are spread, and where they lie."""
+"""How the cosines between a weight's neurons are spread, and where the neurons lie."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ COSINE_BINS = 2000
 PLANE_NEURONS = 256
 
 
-class Portrait(NamedTuple):
+class NeuronLayout(NamedTuple):
     """A weight after some edits.
 
     Attributes:
@@ -39,8 +39,8 @@ def principal_plane(weight: Tensor) -> Tensor:
     return torch.nn.functional.pad(directions, (0, 2 - directions.shape[1]))
 
 
-def portrait(weight: Tensor, plane: Tensor) -> Portrait:
-    """Draw ``weight`` [n, d_in] in a ``plane`` from :func:`principal_plane`.
+def describe_neurons(weight: Tensor, plane: Tensor) -> NeuronLayout:
+    """Describe ``weight`` [n, d_in] in a ``plane`` from :func:`principal_plane`.
 
     Cosines that are not finite are not counted.
     """
@@ -49,4 +49,4 @@ def portrait(weight: Tensor, plane: Tensor) -> Portrait:
         counts += torch.histc(cosines.clamp(-1, 1), COSINE_BINS, -1, 1).cpu()
     neurons = torch.linspace(0, len(weight) - 1, min(len(weight), PLANE_NEURONS)).long()
     x, y = (as_double(weight.detach()[neurons.to(weight.device)]) @ plane).T.tolist()
-    return Portrait([int(count) for count in counts], neurons.tolist(), x, y)
+    return NeuronLayout([int(count) for count in counts], neurons.tolist(), x, y)

@@ -1,8 +1,8 @@
-"""Forward passes from one layer on, for the tokens from one position on, on a cached prefix.
+"""Forward passes that start at one layer and one position, with a cached prefix.
 
-A change of layer z's output at position p reaches nothing at or before z, and nothing before p. So
-the keys and values of the tokens before p, for the layers above z, are computed once; a replay
-runs the layers above z for the tokens from p on only.
+A change of layer z's output at position p changes nothing up to z, and nothing before p. So the
+keys and values of the tokens before p, in the layers above z, are computed once. A replay runs
+only the layers above z, and only for the tokens from p on.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sphere_bench.models.attention import replay_attention
 from sphere_bench.models.batching import token_batches
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.prefixes import (
+from sphere_bench.models.replay.attention import replay_attention
+from sphere_bench.models.replay.prefixes import (
     KeysValues,
     Stems,
     fixed_cache,
@@ -29,20 +29,20 @@ from sphere_bench.models.prefixes import (
 
 @dataclass(frozen=True)
 class SuffixBatch:
-    """A batch of texts, split at one position each, ready to be replayed from ``layer`` on.
+    """A batch of texts, each split at a position p, that can be replayed from ``layer`` on.
 
-    The prefixes are padded on the left, the suffixes on the right, so that every row's position p
-    is the suffix's first column.
+    Prefixes are padded on the left and suffixes on the right, so that the position p of every row
+    is the first column of the suffixes.
 
     Attributes:
         upper: the model that runs the layers above z.
-        layer: the layer z whose output is replaced in a replay.
-        tokens: the suffixes' ids, [b, s].
-        hidden: layer z's own output for the suffixes, [b, s, d_model].
+        layer: the layer z; a replay replaces its output.
+        tokens: token ids of the suffixes, [b, s].
+        hidden: the output of layer z for the suffixes, [b, s, d_model].
         mask: 1 at real tokens of prefix and suffix, [b, prefix + s].
-        positions: the suffixes' position ids, [b, s].
+        positions: position ids of the suffixes, [b, s].
         prefix: keys and values of the prefixes for every layer above z, each
-            [b, heads, prefix, d_head]. Empty where no row has a prefix, or no layer is above z.
+            [b, heads, prefix, d_head]. Empty if no row has a prefix or no layer is above z.
     """
 
     upper: LoadedModel
@@ -66,18 +66,19 @@ class SuffixBatch:
     ) -> "SuffixBatch":
         """Run the rows up to ``layer``, and the prefixes ``row[:start]`` through those above.
 
-        Rows whose prefixes are of like length go together, so that little of that is padding.
+        Rows with prefixes of similar length run together, so that there is little padding.
 
         Args:
             loaded: the model.
             rows: token ids.
             starts: each row's position p.
             layer: z.
-            upper: the model that runs the layers above z, ``loaded`` itself when ``None``.
-            stems: their tokens are run again only where a row would be padded otherwise.
-            owners: the stem that each row's prefix begins with.
+            upper: the model that runs the layers above z; ``None`` is ``loaded``.
+            stems: beginnings that were run before. Their tokens run again only in place of
+                padding.
+            owners: for each row, the index of the stem that its prefix begins with.
         """
-        # Suffixes are padded to the longest anyway.
+        # Suffixes are padded to the longest one in any case.
         longest = max(len(row) - start for row, start in zip(rows, starts, strict=True))
         run = [start + longest for start in starts]
         if stems is not None:
@@ -108,7 +109,7 @@ class SuffixBatch:
         stems: Stems | None,
         owners: Sequence[int],
     ) -> "SuffixBatch":
-        """As :meth:`build`, all rows in one forward of the layers up to ``layer``."""
+        """As :meth:`build`, with all rows in one forward of the layers up to ``layer``."""
         skipped = [0] * len(rows)
         lower: list[KeysValues] = []
         prefix: list[KeysValues] = []
@@ -152,14 +153,14 @@ class SuffixBatch:
 
     @property
     def prefix_length(self) -> int:
-        """Tokens of the longest prefix."""
+        """Length of the longest prefix."""
         return self.mask.shape[1] - self.tokens.shape[1]
 
     def logits(self, hidden: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Logits at chosen places when layer z's output is ``hidden``; gradients flow to it.
+        """Logits at some places if layer z's output is ``hidden``; gradients flow to it.
 
         Args:
-            hidden: [b, s, d_model]; rounded to the dtype of the layers above.
+            hidden: [b, s, d_model]; it is rounded to the dtype of the layers above.
             rows, columns: n places in the suffixes.
 
         Returns:
@@ -177,13 +178,14 @@ class SuffixBatch:
                 past_key_values=fixed_cache(self.prefix, self.layer + 1),
                 use_cache=False,
             )
-        return output.logits[0].float()
+        logits: Tensor = output.logits[0].float()
+        return logits
 
     def keep(self, rows: Tensor) -> "SuffixBatch":
-        """The same batch with these rows only, its padding trimmed to what they need."""
+        """The same batch with only these rows, and no more padding than they need."""
         mask = self.mask[rows]
         prefix_length = self.prefix_length
-        # Of the columns, drop those in which no kept row has a token.
+        # Drop the columns in which no kept row has a token.
         used = mask.any(dim=0)
         left = int(used[:prefix_length].sum())
         width = int(used[prefix_length:].sum())
@@ -202,7 +204,7 @@ class SuffixBatch:
 
 
 def _joined(parts: Sequence[SuffixBatch], places: Sequence[Sequence[int]]) -> SuffixBatch:
-    """All parts' rows as one batch, each part's at its ``places``, padded as any batch is."""
+    """The rows of all parts as one batch; those of a part go to its ``places``."""
     if len(parts) == 1:
         return parts[0]
     left = max(part.prefix_length for part in parts)
@@ -213,7 +215,7 @@ def _joined(parts: Sequence[SuffixBatch], places: Sequence[Sequence[int]]) -> Su
     def joined(
         tensors: Sequence[Tensor | None], width: int, starts: Sequence[int], dim: int = 1
     ) -> Tensor:
-        """Zeros outside of what the parts have: from ``starts`` on along ``dim``."""
+        """One tensor with each part's from ``starts`` on along ``dim``, and zeros elsewhere."""
         example = next(tensor for tensor in tensors if tensor is not None)
         shape = list(example.shape)
         shape[0], shape[dim] = count, width
@@ -231,7 +233,7 @@ def _joined(parts: Sequence[SuffixBatch], places: Sequence[Sequence[int]]) -> Su
 
     prefix = []
     while any(part.prefix for part in parts):
-        # Taken from the parts, so that no more than a layer is there twice.
+        # Removed from the parts, so that no more than one layer is in memory twice.
         layer = [part.prefix.pop(0) if part.prefix else (None, None) for part in parts]
         prefix.append(
             (prefixes([keys for keys, _ in layer]), prefixes([values for _, values in layer]))

@@ -1,4 +1,4 @@
-"""Attention of a few new tokens to a long prefix, fast on a CPU."""
+"""Attention of a few new tokens to a long prefix that is fast on a CPU."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 @contextmanager
 def replay_attention(device: torch.device) -> Iterator[None]:
-    """On the CPU, plain attention, and keys and values that are not repeated for every head.
+    """On the CPU, use plain attention, and do not repeat keys and values for every head.
 
-    Flash attention's backward is eight times slower there in bfloat16, and repeating the prefix
-    costs more than attending to it.
+    There, the backward pass of flash attention is eight times slower in bfloat16, and repeating
+    the prefix takes longer than the attention to it.
     """
     if device.type != "cpu":
         yield
@@ -40,10 +40,10 @@ def grouped_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in which the heads that share keys and values are further queries of one head.
+    """Attention that treats heads with the same keys and values as more queries of one head.
 
     Args:
-        attend: transformers' own, for other masks than the one below and for what it alone knows.
+        attend: the function of transformers, for other masks and for options not known here.
         query: [b, heads, s, d_head].
         key, value: [b, groups, t, d_head].
         attention_mask: [b, 1, s, t].
@@ -59,13 +59,13 @@ def grouped_attention(
         return attend(module, query, key, value, attention_mask, scaling=scaling, **options)
     assert attention_mask is not None
     if attention_mask.dtype == torch.bool:
-        # A row of which all is hidden stays finite, in float16 too.
+        # So a query that sees nothing stays finite, in float16 as well.
         lowest = torch.finfo(query.dtype).min / 2
         attention_mask = query.new_zeros(()).where(attention_mask, lowest)
     scaling = width**-0.5 if scaling is None else scaling
     packed = (query * scaling).reshape(batch, groups, -1, width)
     scores = (packed @ key.transpose(2, 3)).view(batch, heads, length, total) + attention_mask
-    # The softmax is never less exact than float32, as in transformers' plain attention.
+    # The softmax is at least float32, as in the plain attention of transformers.
     exact = torch.promote_types(query.dtype, torch.float32)
     weights = scores.softmax(dim=-1, dtype=exact).to(query.dtype)
     output = weights.view(batch, groups, -1, total) @ value

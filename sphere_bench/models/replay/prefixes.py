@@ -1,6 +1,6 @@
-"""Keys and values of beginnings that are run once, and the two parts that a forward is run in.
+"""Keys and values of common beginnings, and forwards in two halves.
 
-Layer z parts a model: the layers up to it, and those above, which may have another precision.
+Layer z divides a model: the layers up to z, and the layers above, which may have another precision.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ KeysValues: TypeAlias = tuple[Tensor, Tensor]  # of one layer
 
 @dataclass(frozen=True)
 class Stems:
-    """Beginnings that many rows share, run once.
+    """Beginnings that many rows have in common; they are run once.
 
     Attributes:
         lengths: tokens of each of n stems.
@@ -36,7 +36,7 @@ class Stems:
     def build(
         cls, loaded: LoadedModel, stems: Sequence[Sequence[int]], layer: int, upper: LoadedModel
     ) -> "Stems":
-        """Run ``stems`` (token ids) up to ``layer`` by ``loaded`` and above it by ``upper``."""
+        """Run ``stems`` (token ids) with ``loaded`` up to ``layer``, and with ``upper`` above."""
         lengths = [len(stem) for stem in stems]
         if not any(lengths):
             return cls(lengths, [], [])
@@ -49,7 +49,7 @@ class Stems:
 def padded_inputs(
     rows: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device
 ) -> dict[str, Tensor]:
-    """A model's inputs, padded on both sides so that all ``starts`` share a column."""
+    """A model's inputs, padded on both sides so that all ``starts`` are in the same column."""
     longest = max(starts)
     padding = torch.tensor([longest - start for start in starts])
     ends = padding + torch.tensor([len(row) for row in rows])
@@ -65,7 +65,7 @@ def padded_inputs(
 def left_padded(
     stems: list[KeysValues], owners: Sequence[int], lengths: Sequence[int]
 ) -> list[KeysValues]:
-    """Each row's first ``lengths`` tokens of its stem, [b, heads, longest, d_head] a layer."""
+    """The first ``lengths`` tokens of each row's stem, [b, heads, longest, d_head] per layer."""
     width = max(lengths)
     if not width or not stems:
         return []
@@ -100,7 +100,7 @@ def run_upper(
     inputs: dict[str, Tensor],
     prefix: list[KeysValues],
 ) -> list[KeysValues]:
-    """Keys and values of the layers above ``layer``, those of ``prefix`` in front."""
+    """Keys and values of the layers above ``layer``, after those of ``prefix``."""
     cache = _cache(prefix, DynamicLayer, layer + 1)
     with starting_after(upper, layer, hidden):
         upper.model.base_model(**inputs, past_key_values=cache, use_cache=True)
@@ -108,7 +108,7 @@ def run_upper(
 
 
 def starting_after(loaded: LoadedModel, layer: int, hidden: Tensor) -> AbstractContextManager[None]:
-    """In the block, forwards begin behind ``layer``, whose output ``hidden`` is."""
+    """In the block, forwards begin after ``layer``, with ``hidden`` as its output."""
     return start_after(
         loaded.layout.decoder_layers,
         layer,
@@ -118,16 +118,16 @@ def starting_after(loaded: LoadedModel, layer: int, hidden: Tensor) -> AbstractC
 
 
 def fixed_cache(prefix: list[KeysValues], skipped: int = 0) -> DynamicCache | None:
-    """A cache that a forward reads ``prefix`` from and leaves as it is; ``None`` without one.
+    """A cache that holds ``prefix`` and does not change in a forward; ``None`` without a prefix.
 
     Args:
-        skipped: layers below the first of ``prefix``, which are not run.
+        skipped: how many layers are below the first of ``prefix``; they do not run.
     """
     return _cache(prefix, _PrefixLayer, skipped) if prefix else None
 
 
 def _cache(prefix: list[KeysValues], kind: type[DynamicLayer], skipped: int) -> DynamicCache:
-    """Layers that hold the prefix already; the first's stands for those that are skipped."""
+    """A cache filled with the prefix. The skipped layers get that of the first layer that runs."""
     cache = DynamicCache()
     for keys, values in [*prefix[:1] * skipped, *prefix]:
         entry = kind()
@@ -142,7 +142,7 @@ def _entries(cache: DynamicCache) -> list[KeysValues]:
 
 
 class _PrefixLayer(DynamicLayer):
-    """Keys and values of the prefix, put in front of the new ones and never grown."""
+    """Keys and values of the prefix: new ones are appended in the result, but not kept."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any

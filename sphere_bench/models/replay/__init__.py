@@ -1,0 +1,1 @@
+"""Running only the layers above the edited one, for the tokens behind the subject."""
