@@ -1,6 +1,8 @@
 """The published implementation's numbers for two tiny models (see golden/README.md)."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +12,9 @@ from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.contexts import fixed_contexts
-from sphere_bench.editing.values import ValueSettings
+from sphere_bench.editing.editor import EditingSetup
+from sphere_bench.editing.values.solver import ValueSettings
+from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.models.loading import LoadedModel, load_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,6 +53,21 @@ class Golden(NamedTuple):
             clamp_norm_factor=numbers["clamp_norm_factor"],
             kl_factor=numbers["kl_factor"],
         )
+
+    def setup(self, layers: Sequence[int] = LAYERS, **changes: Any) -> EditingSetup:
+        """What a run on this model would give to its editor, but for ``changes``."""
+        requests = self.requests
+        setup = EditingSetup(
+            loaded=self.loaded,
+            weights=EditedWeights(self.loaded.layout, layers),
+            values=self.values,
+            contexts=self.contexts,
+            second_moments=lambda: self.second_moments,
+            seed=0,
+            pool=lambda count: requests[:count],
+            tokens_per_batch=2048,
+        )
+        return replace(setup, **changes)
 
 
 def load_golden(name: str) -> Golden:

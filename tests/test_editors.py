@@ -7,15 +7,15 @@ import pandas
 import pytest
 
 from sphere_bench.cli import main
-from sphere_bench.composition import groups
+from sphere_bench.config.composition import groups
 from tests.golden_numbers import GOLDEN, NAMES
 
 EDITORS = groups()["editor"]
 # The golden models are small: few steps, their own lambda, statistics from a handful of texts.
 OVERRIDES = (
     "model.layers=[0,1,2]",
-    "model.rome.layer=1",
-    "model.fine_tuning.layer=3",
+    "model.editors.rome.layer=1",
+    "model.editors.fine_tuning.layer=3",
     "model.values.steps=4",
     "values.contexts=['Nobody knew why. {}']",
     "edits.total=6",

@@ -1,4 +1,4 @@
-"""Context prefixes that a prompt is read behind while its target value and keys are found."""
+"""Context prefixes: texts put before a prompt when its target value and keys are computed."""
 
 import torch
 
@@ -12,10 +12,10 @@ OPENINGS = ("The", "Therefore", "Because", "I", "You")
 
 
 def fixed_contexts(contexts: list[str]) -> list[str]:
-    """The bare prompt and then the given templates, each with exactly one ``{}``.
+    """The bare prompt, then the given templates.
 
     Raises:
-        SphereBenchError: a template without its ``{}`` or with several.
+        SphereBenchError: a template does not have exactly one ``{}``.
     """
     for context in contexts:
         if context.count(BARE) != 1:
@@ -26,18 +26,18 @@ def fixed_contexts(contexts: list[str]) -> list[str]:
 
 
 def generated_contexts(loaded: LoadedModel, seed: int, tokens: int = 10) -> list[str]:
-    """The bare prompt and five sampled beginnings, as MEMIT has them: "The ... . {}".
+    """The bare prompt and five sampled prefixes, as in MEMIT: "The ... . {}".
 
     Args:
         loaded: the unedited model.
         seed: of the sampling; the same seed, model and device give the same prefixes.
-        tokens: generated behind each opening word.
+        tokens: how many to generate after each opening word.
     """
     contexts = [BARE]
     for opening in OPENINGS:
         start = torch.tensor([encode(loaded.tokenizer, opening).ids])
         (text,) = sample_continuations(loaded, start, tokens, seed=seed, top_k=5)
-        # A brace of the sample's own would be taken for the prompt's place.
+        # A brace in the sample would be mistaken for the place of the prompt.
         text = " ".join(text.replace("{", " ").replace("}", " ").split())
         contexts.append(f"{text}. {BARE}")
     return contexts

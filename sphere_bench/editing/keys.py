@@ -1,4 +1,4 @@
-"""Keys of a batch at one layer, and what the last edited layer says now."""
+"""Keys of a batch at one layer, and the present output of the last edited layer."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,12 +14,12 @@ from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.hooks import capture, start_after
 from sphere_bench.models.loading import LoadedModel
 
-# A module, and which side of it is read.
+# A module, and whether its input or its output is read.
 Site = tuple[nn.Module, Literal["input", "output"]]
 
 
 class Measurement(NamedTuple):
-    """What the model says at the subjects' last tokens of n requests.
+    """States of the model at the last subject tokens of n requests.
 
     Attributes:
         keys: inputs of one layer's projection, [d_in, n].
@@ -31,17 +31,16 @@ class Measurement(NamedTuple):
 
 
 class BatchReader:
-    """Measures one batch layer after layer, while the layers are written one after another.
+    """Measures a batch at one layer after another, while the layers are being written.
 
-    The prompts' hidden states behind the layers that are done are kept, so that no layer runs
-    again that cannot have changed: a layer must not be written any more once a later one has been
-    measured.
+    It keeps the prompts' hidden states after the layers that are finished, so that these layers do
+    not run again. Once a layer has been measured, the layers before it must not be written again.
 
     Args:
         loaded: the model.
         requests: n edits.
-        value_layer: z, the last edited layer.
-        contexts: templates with one ``{}``, the first of them the bare prompt.
+        value_layer: the last edited layer; the hidden states are its outputs.
+        contexts: templates with one ``{}``; the first is the bare prompt.
         tokens_per_batch: padded tokens in one forward.
     """
 
@@ -60,12 +59,12 @@ class BatchReader:
         self._others = _PromptStates(loaded, _prompts(loaded, requests, others), tokens_per_batch)
 
     def measure(self, layer: int) -> Measurement:
-        """Keys at ``layer`` and hidden states at z on the model as it is now.
+        """Keys at ``layer`` and hidden states at the last edited layer, on the model as it is now.
 
-        A key is a mean over contexts: the bare prompt and the mean of all others weigh half each.
+        A key is a mean over contexts: the bare prompt has the weight 1/2, all others together too.
 
         Args:
-            layer: the layer whose projection is about to be edited; they come in rising order.
+            layer: the layer to edit next; layers come in rising order.
         """
         layout = self.loaded.layout
         key_site: Site = (layout.projection(layer), "input")
@@ -84,7 +83,7 @@ def context_keys(
     contexts: Sequence[str],
     tokens_per_batch: int,
 ) -> Tensor:
-    """Keys at ``layer`` behind every context, [n, contexts, d_in]."""
+    """Keys at ``layer`` in every context, [n, contexts, d_in]."""
     sites: list[Site] = [(loaded.layout.projection(layer), "input")]
     prompts = _prompts(loaded, requests, contexts)
     (keys,) = _PromptStates(loaded, prompts, tokens_per_batch).read(sites)
@@ -94,11 +93,12 @@ def context_keys(
 def projection_output_norms(
     loaded: LoadedModel, requests: Sequence[EditRequest], layer: int, tokens_per_batch: int
 ) -> Tensor:
-    """Norms of what ``layer``'s projection says at the subjects in the bare prompts, [n]."""
+    """Norms of the output of ``layer``'s projection at the subjects in the bare prompts, [n]."""
     sites: list[Site] = [(loaded.layout.projection(layer), "output")]
     prompts = _prompts(loaded, requests, [BARE])
     (outputs,) = _PromptStates(loaded, prompts, tokens_per_batch).read(sites)
-    return outputs.norm(dim=1)
+    norms: Tensor = outputs.norm(dim=1)
+    return norms
 
 
 def _prompts(
@@ -112,7 +112,7 @@ def _prompts(
 
 
 class _PromptStates:
-    """What passes chosen sites of the model at the last tokens of prompts."""
+    """Reads the states at chosen sites of the model, at the last tokens of prompts."""
 
     def __init__(
         self, loaded: LoadedModel, prompts: Sequence[PromptTokens], tokens_per_batch: int
@@ -121,18 +121,18 @@ class _PromptStates:
         self._regroup(tokens_per_batch)
 
     def read(self, sites: Sequence[Site], behind: int = -1) -> list[Tensor]:
-        """States at each site, [n, width] each, in float32.
+        """The states at each site, [n, width], in float32.
 
         Args:
             sites: in the order in which a forward reaches them; it ends at the last one.
-            behind: a layer in front of all sites; the next reading starts behind it.
+            behind: a layer before all sites; the next reading starts after it.
         """
 
         def read(tokens: int) -> list[Tensor]:
             if tokens != self._tokens_per_batch:
                 self._regroup(tokens)
-            parts = [group.read(self.loaded, sites, behind) for group in self._groups]
-            states = [torch.cat(part)[self._order] for part in zip(*parts, strict=True)]
+            found = [group.read(self.loaded, sites, behind) for group in self._groups]
+            states = [torch.cat(site)[self._order] for site in zip(*found, strict=True)]
             return [state.float() for state in states]
 
         return backing_off(read, self._tokens_per_batch)
@@ -154,13 +154,13 @@ class _PromptStates:
 
 @dataclass
 class _PromptGroup:
-    """Prompts of one forward.
+    """The prompts of one forward.
 
     Attributes:
         tokens: padded ids, [b, s].
-        last: the last token's column, [b].
-        layer: the last layer that need not run again, -1 where all must.
-        hidden: that layer's output, [b, s, d_model].
+        last: column of the last token, [b].
+        layer: the last layer that need not run again; -1 if all must.
+        hidden: output of that layer, [b, s, d_model].
     """
 
     tokens: Tensor

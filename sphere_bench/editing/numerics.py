@@ -1,4 +1,4 @@
-"""Numbers that must not reach a model: what is not finite, and updates that bury their weight."""
+"""Numbers that must not reach a model: not finite ones, and updates that are too large."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.geometry.energy import as_double
 
+# How many cases a message names.
 _NAMED = 5
-_MEND = (
+_ADVICE = (
     "make another run with a lower model.values.learning_rate, a higher "
     "model.second_moment_weight, or numerics.on_nonfinite=skip (leaves such a batch out) or "
     "record (writes it all the same)"
@@ -21,12 +22,12 @@ _MEND = (
 
 @dataclass(frozen=True)
 class Numerics:
-    """What becomes of a batch whose numbers are not sound.
+    """What to do about a batch with numbers that are not finite, or with too large an update.
 
     Attributes:
         on_nonfinite: ``stop`` ends the run, ``skip`` leaves the batch out, ``record`` goes on with
             the numbers as they are.
-        largest_update: bound on ||dW|| / ||W|| of one write, ``None`` for none.
+        largest_update: bound on ||dW|| / ||W|| of one write; ``None`` is no bound.
     """
 
     on_nonfinite: Literal["stop", "skip", "record"] = "stop"
@@ -34,23 +35,23 @@ class Numerics:
 
 
 class NonfiniteError(SphereBenchError):
-    """A batch whose numbers are not sound; nothing of it is in the model.
+    """Numbers of a batch must not be written; the model is as it was before the batch.
 
     Attributes:
-        problem: what is wrong, without what to do about it.
+        problem: what is wrong, without the advice.
     """
 
     def __init__(self, problem: str) -> None:
         self.problem = problem
-        super().__init__(f"{problem}, and the batch was not written: {_MEND}")
+        super().__init__(f"{problem}, and the batch was not written: {_ADVICE}")
 
 
 def requests_problem(what: str, rows: Tensor, requests: Sequence[EditRequest]) -> str | None:
-    """Which requests' ``rows`` [n, ...] are not finite, in words; ``None`` if all are.
+    """Says for which requests ``rows`` [n, ...] are not finite; ``None`` if all rows are finite.
 
     Args:
-        what: name of what the rows are.
-        requests: those that the rows belong to, n; one that comes several times is named once.
+        what: name of a row, such as "key".
+        requests: the request of each row, n; one that occurs several times is named once.
     """
     finite = torch.isfinite(rows).flatten(1).all(dim=1).tolist()
     pairs = zip(requests, finite, strict=True)
@@ -64,11 +65,11 @@ def requests_problem(what: str, rows: Tensor, requests: Sequence[EditRequest]) -
 def update_problem(
     layer: int, before: Tensor, after: Tensor, numerics: Numerics, dtype: torch.dtype
 ) -> str | None:
-    """Why ``after`` must not replace ``before``, both [d_out, d_in]; ``None`` if it may.
+    """Says why ``after`` must not replace ``before``, both [d_out, d_in]; ``None`` if it may.
 
     Args:
-        layer: the weight's layer.
-        dtype: the model's; what it cannot hold is not finite either.
+        layer: of the weight.
+        dtype: of the model; a number that it cannot hold counts as not finite.
     """
     if not torch.isfinite(after.to(dtype)).all():
         return f"the update of layer {layer} is not finite"

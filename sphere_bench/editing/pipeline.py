@@ -1,225 +1,161 @@
-"""From a proposed update to the deployed weights, the same for every editor."""
+"""The frame around every editor: transforms, conditioner, and batches that must not count."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.numerics import (
-    NonfiniteError,
-    Numerics,
-    requests_problem,
-    update_problem,
-)
+from sphere_bench.editing.batch import Advance, Apply, Batch, BatchReport
+from sphere_bench.editing.editor import EditingSetup, Editor
+from sphere_bench.editing.numerics import NonfiniteError, Numerics
+from sphere_bench.editing.state import check_state, copied_state, restore_state, state_of
 from sphere_bench.editing.transforms import EditedWeight, Sphere, Transform
-from sphere_bench.editing.values import ValueSettings
-from sphere_bench.editing.weights import EditedWeights
-from sphere_bench.errors import check_choice
+from sphere_bench.errors import SphereBenchError, check_choice
 from sphere_bench.geometry.energy import as_double
-from sphere_bench.models.loading import LoadedModel
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["values", "keys", "update", "transform"]
+_UNCONDITIONED = "unconditioned"
 
 
-@dataclass(frozen=True)
-class EditingSetup:
-    """What a run gives to whichever editor it has.
-
-    Attributes:
-        loaded: the model.
-        weights: the weights under edit.
-        values: numbers of the value solver.
-        contexts: templates with one ``{}``, the bare prompt first.
-        second_moments: gives each edited layer's C [d_in, d_in]; computed or read when called.
-        stream: all requests of the run, in their order.
-        sphere: the projection that ends the list of transforms, or ``None``.
-        apply: ``in_loop`` writes a layer's transformed update before the next layer is measured;
-            ``after`` transforms all layers' updates once the last is found.
-        tokens_per_batch: tokens in one forward.
-        numerics: what becomes of a batch whose numbers are not finite.
-    """
-
-    loaded: LoadedModel
-    weights: EditedWeights
-    values: ValueSettings
-    contexts: Sequence[str]
-    second_moments: Callable[[], Mapping[int, Tensor]]
-    stream: Sequence[EditRequest]
-    sphere: Sphere | None
-    apply: Literal["in_loop", "after"]
-    tokens_per_batch: int
-    numerics: Numerics = field(default_factory=Numerics)
-
-
-class Stateful(Protocol):
-    """What an editor remembers between batches, to be put back."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@dataclass
-class LayerReport:
-    """What happened to one layer in a batch.
-
-    Attributes:
-        residual_norm: mean over requests of ||z - hidden state|| before this layer's write.
-        update_norm: ||dW|| as proposed.
-        applied_norm: norm of the change of the deployed weight.
-        rank: number r of principal directions that SPHERE suppressed, ``None`` without it.
-    """
-
-    residual_norm: float = float("nan")
-    update_norm: float = float("nan")
-    applied_norm: float = float("nan")
-    rank: int | None = None
-
-
-@dataclass
-class BatchReport:
-    """What happened in a batch.
-
-    Attributes:
-        layers: per layer.
-        losses: of the value solver: each request's loss at every iteration that it took part in.
-        seconds: how long each stage took.
-        nonfinite: a number was not finite, or an update beyond ``numerics.largest_update``.
-        skipped: the batch was left out: model and editor are as they were before it.
-    """
-
-    layers: dict[int, LayerReport] = field(default_factory=dict)
-    losses: list[list[float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"values": 0.0, "keys": 0.0, "update": 0.0, "transform": 0.0}
-    )
-    nonfinite: bool = False
-    skipped: bool = False
-
-    @contextmanager
-    def timed(self, stage: Stage, device: torch.device) -> Iterator[None]:
-        """Add the block's time to ``stage``, waiting for the device to finish it."""
-        start = perf_counter()
-        yield
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.seconds[stage] += perf_counter() - start
-
-
-class UpdatePipeline:
-    """Transforms of a proposed update, the write, and what a batch leaves deployed.
+class EditingPipeline:
+    """An editor with the transforms of its updates and the conditioner of the deployed weights.
 
     Args:
-        setup: the run's weights, and SPHERE, which comes behind all other transforms.
-        transforms: maps of the proposed update, in order.
-        conditioner: maps the whole change since the pretrained weight once a batch is done
-            (PRUNE): evaluation and deployment see its result.
-        continue_from: what the next batch starts from, the ``deployed`` weights or, as the
-            published code of PRUNE does, the ``unconditioned`` ones.
+        editor: proposes updates.
+        setup: the run's model and weights.
+        transforms: applied to every update, in order.
+        conditioner: transforms the whole change since the pretrained weight at the end of a batch
+            (PRUNE); the result is evaluated and deployed.
+        continue_from: what the next batch starts from: the ``deployed`` weights, or, like PRUNE's
+            published code, the ``unconditioned`` ones.
+        sphere: SPHERE's projection, the last transform, or ``None``.
+        apply: ``in_loop`` transforms a layer's update before the next layer is measured; ``after``
+            transforms all updates once the editor has written them.
+        numerics: what to do about a batch with numbers that are not sound.
+
+    Raises:
+        SphereBenchError: the editor or a transform is none, or what it remembers cannot be saved.
     """
 
     def __init__(
         self,
+        editor: Editor,
         setup: EditingSetup,
         transforms: Sequence[Transform] = (),
         conditioner: Transform | None = None,
         continue_from: Literal["unconditioned", "deployed"] = "unconditioned",
+        *,
+        sphere: Sphere | None = None,
+        apply: Apply = "in_loop",
+        numerics: Numerics | None = None,
     ) -> None:
-        self.setup = setup
-        self.weights = setup.weights
-        self.transforms = [*transforms, *([setup.sphere] if setup.sphere else [])]
+        check_choice("editor.method.continue_from", continue_from, ("unconditioned", "deployed"))
+        self.editor = editor
+        self.loaded, self.weights = setup.loaded, setup.weights
+        self.transforms = list(transforms)
         self.conditioner = conditioner
-        check_choice("continue_from", continue_from, ("unconditioned", "deployed"))
         self.continue_from = continue_from
+        self.sphere = sphere
+        self.apply = apply
+        self.numerics = numerics or Numerics()
         self._unconditioned: dict[int, Tensor] = {}
+        for name, component in self._components():
+            _check_component(name, component)
 
-    @contextmanager
-    def batch(self, editor: Stateful) -> Iterator[BatchReport]:
-        """The frame of a batch; an error inside leaves the weights deployed before it.
+    def edit(self, requests: Sequence[EditRequest], advance: Advance | None = None) -> BatchReport:
+        """Edit the model as earlier batches left it; an error leaves the weights as they were.
 
         Args:
-            editor: whose memory is put back, too, where a batch is skipped.
-
-        Yields:
-            The report, to be filled by the editor.
+            requests: the batch.
+            advance: is given the share of the batch's work that is done.
 
         Raises:
-            NonfiniteError: the batch's numbers are not sound, and the run is to stop at that.
+            NonfiniteError: the batch's numbers are not sound, and the run stops at that.
         """
         weights = self.weights
-        deployed, remembered = dict(weights.current), editor.state_dict()
-        report = BatchReport({layer: LayerReport() for layer in weights.layers})
+        deployed, unconditioned = dict(weights.current), dict(self._unconditioned)
+        memory = self._memory_to_restore()
+        batch = Batch(
+            requests,
+            self.loaded,
+            weights,
+            [*self.transforms, self.sphere] if self.sphere else self.transforms,
+            self.apply,
+            self.numerics,
+            advance,
+        )
         try:
-            for layer, weight in self._unconditioned.items():
+            for layer, weight in unconditioned.items():
                 weights.write(layer, weight)
-            yield report
+            self.editor.edit(batch)
+            batch.settle()
             if self.conditioner is not None:
-                self._condition(self.conditioner, report)
+                self._condition(self.conditioner, batch)
         except BaseException as error:
             for layer, weight in deployed.items():
                 weights.write(layer, weight)
+            self._unconditioned = unconditioned
             if not isinstance(error, NonfiniteError | torch.linalg.LinAlgError):
                 raise
-            self._skip(error, report)
-            editor.load_state_dict(remembered)
-        for layer, done in report.layers.items():
+            self._skip(error, batch.report)
+            for name, component in self._components():
+                restore_state(component, memory[name])
+        batch.note_update_norms()
+        for layer, done in batch.report.layers.items():
             done.applied_norm = (weights.current[layer] - deployed[layer]).norm().item()
-            if self.setup.sphere:
-                done.rank = self.setup.sphere.ranks.get(layer)
+            if self.sphere and not batch.report.skipped:
+                done.rank = self.sphere.ranks.get(layer)
+        return batch.report
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the components remember, and the weights that the next batch starts from.
+
+        The latter only where they are not the deployed ones. Values are tensors in nested dicts.
+        """
+        state: dict[str, Any] = {name: state_of(each) for name, each in self._components()}
+        state[_UNCONDITIONED] = {
+            str(layer): weight for layer, weight in self._unconditioned.items()
+        }
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; the deployed weights are written by the caller."""
+        for name, component in self._components():
+            restore_state(component, state.get(name, {}))
+        self._unconditioned = {
+            int(layer): weight.to(self.weights.current[int(layer)].device)
+            for layer, weight in state.get(_UNCONDITIONED, {}).items()
+        }
+
+    def _components(self) -> Iterator[tuple[str, object]]:
+        """Whatever may have a memory, by the name of its part of the state."""
+        yield "editor", self.editor
+        for position, transform in enumerate(self.transforms):
+            yield f"transforms.{position}", transform
+        if self.conditioner is not None:
+            yield "conditioner", self.conditioner
+
+    def _memory_to_restore(self) -> dict[str, Any]:
+        """A copy of what the components remember, unless no batch of this run is skipped."""
+        if self.numerics.on_nonfinite == "stop":
+            return {}
+        return {name: copied_state(state_of(each)) for name, each in self._components()}
 
     def _skip(self, error: NonfiniteError | torch.linalg.LinAlgError, report: BatchReport) -> None:
-        """Note that the batch is left out, unless the run is to stop."""
+        """Note that the batch is left out, or raise the error if the run is to stop."""
         if isinstance(error, torch.linalg.LinAlgError):
             error = NonfiniteError(f"the update cannot be computed ({error})")
-        if self.setup.numerics.on_nonfinite == "stop":
+        if self.numerics.on_nonfinite == "stop":
             raise error
         logger.warning("a batch is left out: %s", error.problem)
         report.nonfinite = report.skipped = True
 
-    def check_requests(
-        self, what: str, rows: Tensor, requests: Sequence[EditRequest], report: BatchReport
-    ) -> None:
-        """Heed ``rows`` [n, ...] that are not finite; see :func:`requests_problem`."""
-        self._heed(requests_problem(what, rows, requests), report)
-
-    def write(self, layer: int, before: Tensor, update: Tensor, report: BatchReport) -> None:
-        """Put ``before`` plus the transformed update into the model."""
-        weight = EditedWeight(layer, self.weights.pretrained[layer], before)
-        with report.timed("transform", self.setup.loaded.device):
-            # Decompositions refuse what is not finite.
-            if torch.isfinite(update).all() and torch.isfinite(before).all():
-                for transform in self.transforms:
-                    update = transform(update, weight)
-        self.put(layer, before, update, report)
-
-    def put(self, layer: int, before: Tensor, update: Tensor, report: BatchReport) -> None:
-        """Put ``before`` plus ``update`` into the model: whatever an editor writes goes this way.
-
-        Raises:
-            NonfiniteError: the result must not be written.
-        """
-        after = (as_double(before) + update).float()
-        numerics, dtype = self.setup.numerics, self.setup.loaded.dtype
-        self._heed(update_problem(layer, before, after, numerics, dtype), report)
-        self.weights.write(layer, after)
-
-    def _heed(self, problem: str | None, report: BatchReport) -> None:
-        if problem is None:
-            return
-        if self.setup.numerics.on_nonfinite != "record":
-            raise NonfiniteError(problem)
-        logger.warning("%s: recorded and written as it is", problem)
-        report.nonfinite = True
-
-    def _condition(self, conditioner: Transform, report: BatchReport) -> None:
+    def _condition(self, conditioner: Transform, batch: Batch) -> None:
+        """Deploy the conditioned weights, and keep the others for the next batch if wanted."""
         weights = self.weights
         for layer in weights.layers:
             current = weights.current[layer]
@@ -227,18 +163,18 @@ class UpdatePipeline:
                 self._unconditioned[layer] = current
             if not torch.isfinite(current).all():
                 continue
-            with report.timed("transform", self.setup.loaded.device):
+            with batch.timed("transform"):
                 weight = EditedWeight(layer, weights.pretrained[layer], current)
                 change = conditioner(torch.zeros_like(as_double(current)), weight)
-            self.put(layer, current, change, report)
+            batch.put(layer, current, change)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The weights that the next batch starts from, where they are not the deployed ones."""
-        return {str(layer): weight for layer, weight in self._unconditioned.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
-        self._unconditioned = {
-            int(layer): weight.to(self.weights.current[int(layer)].device)
-            for layer, weight in state.items()
-        }
+def _check_component(name: str, component: object) -> None:
+    """Raise unless a component has the methods that are called, and a memory that can be saved."""
+    if name == "editor":
+        key, method = "editor.method", "edit"
+    else:
+        key, method = f"editor.method.{name}", "__call__"
+    if not callable(getattr(component, method, None)):
+        raise SphereBenchError(f"{key}: {type(component).__name__} has no method {method}")
+    check_state(component, key)

@@ -1,4 +1,4 @@
-"""An edit's prompt behind a context prefix, as tokens, with the subject's last token found."""
+"""Prompts of an edit as tokens, after a context prefix, with the position of the subject."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -11,8 +11,9 @@ from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.tokens import encode, encode_continuation, last_token_of
 
-#: The context that is the prompt alone, and the prompt's place in any other.
+#: The context that is the prompt alone; in other contexts it marks the prompt's place.
 BARE = "{}"
+# A tokenizer may add this many to a text.
 _SPECIAL_TOKENS = 4
 
 
@@ -24,7 +25,7 @@ class PromptTokens(NamedTuple):
 
 
 class TargetTokens(NamedTuple):
-    """As :class:`PromptTokens`, the last ``target_length`` tokens being the new target's."""
+    """As :class:`PromptTokens`; the last ``target_length`` tokens are the new target."""
 
     ids: list[int]
     subject_last: int
@@ -34,7 +35,7 @@ class TargetTokens(NamedTuple):
 def prompt_up_to_subject(
     tokenizer: PreTrainedTokenizerBase, request: EditRequest, context: str = BARE
 ) -> PromptTokens:
-    """The prompt in its context up to the subject's last token: what its key depends on."""
+    """The prompt in its context up to the subject's last token; its key depends on no more."""
     text = context.replace(BARE, request.prompt)
     ids, offsets = encode(tokenizer, text)
     last = last_token_of(offsets, *_subject_span(request, context))
@@ -52,9 +53,9 @@ def prompt_with_target(
 
 
 def essence_prompt(tokenizer: PreTrainedTokenizerBase, request: EditRequest) -> PromptTokens:
-    """ "{subject} is a", whose next-token distribution at the subject an edit should leave alone.
+    """The prompt "{subject} is a", up to the subject's last token.
 
-    Only the tokens up to the subject's last can matter there.
+    An edit should not change which token the model predicts there.
     """
     ids, offsets = encode(tokenizer, f"{request.subject} is a")
     last = last_token_of(offsets, 0, len(request.subject))
@@ -70,7 +71,7 @@ def shared_beginning(rows: Sequence[Sequence[int]]) -> list[int]:
 def check_prompts_fit(
     loaded: LoadedModel, records: Sequence[Record], contexts: Sequence[str]
 ) -> None:
-    """Raise unless all that is read of the records has a place in the model.
+    """Check that all prompts of the records, with their targets, fit into the model.
 
     Raises:
         SphereBenchError: a prompt with its target has more tokens than the model has positions.
@@ -89,7 +90,7 @@ def check_prompts_fit(
             ),
         ]
         for prompt, target in pairs:
-            # A token stands for at least a byte; special ones come on top.
+            # A token is at least one byte long, special tokens excepted.
             if len(f"{prompt} {target}".encode()) + _SPECIAL_TOKENS <= loaded.positions:
                 continue
             tokens = len(encode_continuation(loaded.tokenizer, prompt, target).ids)

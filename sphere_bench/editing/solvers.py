@@ -1,6 +1,6 @@
-"""Update solvers: a batch's keys and residuals to an update of one weight.
+"""Update solvers: from the keys and residuals of a batch to the update of one weight.
 
-Everything is computed in double precision; K [d_in, n] holds the keys, R [d_out, n] the residuals.
+All is computed in double precision. K [d_in, n] holds the keys, R [d_out, n] the residuals.
 """
 
 from abc import ABC, abstractmethod
@@ -17,12 +17,12 @@ from sphere_bench.geometry.energy import as_double
 class UpdateSolver(ABC):
     """(K, R, state) -> dW, layer by layer."""
 
-    #: Whether :meth:`remember` wants a batch's keys, measured once the whole batch is written.
+    #: Whether :meth:`remember` must be called with the keys measured after the batch is written.
     remembers_written_keys: bool = False
 
     @abstractmethod
     def prepare(self, second_moments: Mapping[int, Tensor]) -> None:
-        """Take what the whole run needs: each edited layer's C [d_in, d_in]."""
+        """Prepare for the run with each edited layer's C [d_in, d_in]."""
 
     @abstractmethod
     def solve(self, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
@@ -30,10 +30,10 @@ class UpdateSolver(ABC):
 
     @abstractmethod
     def remember(self, layer: int, keys: Tensor) -> None:
-        """Take note of a finished batch's keys at ``layer``, as the edited model has them.
+        """Remember the keys [d_in, n] of a finished batch at ``layer``.
 
         Raises:
-            torch.linalg.LinAlgError: with them no later batch can be solved.
+            torch.linalg.LinAlgError: with these keys no later batch could be solved.
         """
 
     @abstractmethod
@@ -42,15 +42,15 @@ class UpdateSolver(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` gave."""
 
 
 class LeastSquares(UpdateSolver):
-    """Regularised least squares, dW = R K^T (A + K K^T)^-1, which most editors are an instance of.
+    """Regularised least squares, dW = R K^T (A + K K^T)^-1; most editors are a case of it.
 
-    A = lambda C + ridge I, to which Kp Kp^T of all earlier batches is added where keys are
-    remembered. With a null space the whole solve happens in its coordinates: V [d_in, m] spans it,
-    K becomes V^T K, C and I shrink with it, and dW = (...) V^T leaves every key outside it alone.
+    A = lambda C + ridge I. Where keys are remembered, Kp Kp^T of all earlier batches is added to A.
+    With a null space, the system is solved in its coordinates: V [d_in, m] spans the null space, K
+    becomes V^T K, C becomes V^T C V, and dW = (...) V^T maps every key orthogonal to it to 0.
 
     | editor | A | remembers | null space |
     | --- | --- | --- | --- |
@@ -61,19 +61,19 @@ class LeastSquares(UpdateSolver):
     | RLSEdit (github.com/Euphoria040201/RLSEdit) | lambda C + Kp Kp^T | solved | - |
     | AlphaEdit (arXiv 2410.02355) | Kp Kp^T + L2 I | written | of C |
 
-    EMMET's R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1 is the same by the Woodbury identity. So are the
-    recursion of RLSEdit, which carries A^-1 along, and AlphaEdit's non-symmetric system in d_in
+    By the Woodbury identity, EMMET's R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1 is the same. So are
+    RLSEdit's recursion, which updates A^-1, and AlphaEdit's non-symmetric system in d_in
     dimensions.
 
-    A is factored once, or once a batch where keys are remembered; a batch then costs n right-hand
-    sides and one n x n system, whatever went before.
+    A is factored once, or once per batch where keys are remembered. A batch then costs n right-hand
+    sides and one n x n system, however many batches came before.
 
     Args:
         second_moment_weight: lambda.
         ridge: factor of the identity.
-        remember: add the keys of earlier batches to A, as they were when the update was
-            ``solved``, or as the edited model has them once the batch is ``written``.
-        null_space: restrict updates to the null space of C.
+        remember: add the keys of earlier batches to A: those that the update was ``solved`` with,
+            or those that the model has once the batch is ``written``. ``None`` adds none.
+        null_space: restricts updates to the null space of C.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class LeastSquares(UpdateSolver):
         weighted = torch.cholesky_solve(projected, self._factors[layer])
         inner = projected.T @ weighted
         inner.diagonal().add_(1)
-        update = as_double(residual) @ torch.linalg.solve(inner, weighted.T)
+        update: Tensor = as_double(residual) @ torch.linalg.solve(inner, weighted.T)
         if self.remembered == "solved":
             self.remember(layer, keys)
         return update @ self._bases[layer].T if layer in self._bases else update
@@ -121,7 +121,7 @@ class LeastSquares(UpdateSolver):
         try:
             self._factor(layer, self._systems[layer] + keys @ keys.T)
         except SphereBenchError as error:
-            # A was positive definite: keys this large bury it under their rounding.
+            # A was positive definite: next to keys this large it is less than a rounding error.
             raise torch.linalg.LinAlgError(
                 f"with its keys the system of layer {layer} is singular"
             ) from error
@@ -134,7 +134,7 @@ class LeastSquares(UpdateSolver):
             self._factor(int(layer), system.to(self._factors[int(layer)]))
 
     def _project(self, layer: int, keys: Tensor) -> Tensor:
-        """Keys in the coordinates of the solve."""
+        """The keys in the coordinates of the system."""
         keys = as_double(keys)
         return self._bases[layer].T @ keys if layer in self._bases else keys
 
@@ -148,10 +148,10 @@ class NullSpace:
     """Directions in which ordinary keys hardly vary: eigenvectors of C with small eigenvalues.
 
     Args:
-        threshold: the bound.
-        rule: ``absolute`` keeps eigenvalues below the threshold (AlphaEdit's published code);
-            ``share`` the smallest ones that together hold at most that share of their sum, for
-            models whose keys are of another scale.
+        threshold: bound on the eigenvalues, or on their share.
+        rule: ``absolute`` keeps eigenvalues below the threshold (AlphaEdit's published code).
+            ``share`` keeps the smallest ones that together have at most this share of the sum, for
+            models with keys of another scale.
     """
 
     def __init__(self, threshold: float, rule: Literal["absolute", "share"] = "absolute") -> None:
@@ -178,19 +178,21 @@ class NullSpace:
                 f"({self.rule}; the smallest is {measured[0].item():.3g}): raise "
                 "editor.method.solver.null_space.threshold"
             )
-        return vectors[:, small].contiguous()
+        basis: Tensor = vectors[:, small]
+        return basis.contiguous()
 
 
 def factor_second_moment(moment: Tensor, layer: int) -> Tensor:
-    """The Cholesky factor of a symmetric positive definite [d, d] matrix.
+    """The Cholesky factor of a symmetric positive definite matrix [d, d].
 
-    One that is not finite has a factor of NaN, so that all that is computed with it is NaN.
+    The factor of a matrix that is not finite is NaN, and so is all that is computed with it.
 
     Raises:
-        SphereBenchError: it is finite, but not positive definite.
+        SphereBenchError: the matrix is finite, but not positive definite.
     """
     if not torch.isfinite(moment).all():
         return torch.full_like(moment, torch.nan)
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(moment)
     if failed:
         raise SphereBenchError(

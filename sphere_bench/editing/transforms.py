@@ -1,4 +1,4 @@
-"""Transforms: a proposed update to another one, (W0, W, dW) -> dW."""
+"""Transforms of proposed updates, (W0, W, dW) -> dW: SPHERE, RECT, PRUNE."""
 
 from typing import Literal, NamedTuple, Protocol
 
@@ -25,25 +25,31 @@ class EditedWeight(NamedTuple):
 
 
 class Transform(Protocol):
-    """Maps a proposed update [d_out, d_in] to another."""
+    """Maps a proposed update to another.
 
-    def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor: ...
+    It may remember something between updates: then it has ``state_dict()`` and
+    ``load_state_dict(state)``, as an :class:`~sphere_bench.editing.editor.Editor` may.
+    """
+
+    def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
+        """The update [d_out, d_in] to write, of the shape of the one proposed."""
 
 
 class Sphere:
     """SPHERE (arXiv 2510.01172): dW P, P = I - alpha U U^T, U the weight's principal directions.
 
-    U [d_in, r] holds the leading eigenvectors of W^T W, r the smallest number of them whose
-    eigenvalues reach the share ``eta`` of the total. P is never formed: dW - alpha (dW U) U^T.
+    U [d_in, r] holds the leading eigenvectors of W^T W. Their number r is the smallest with which
+    the eigenvalues reach the share ``eta`` of the total. P is never formed: the result is
+    dW - alpha (dW U) U^T.
 
     Args:
         alpha: suppression strength, 0 (identity) to 1 (hard projection).
-        eta: cumulative ratio.
-        basis: take U from the ``pretrained`` weight (the paper), once, or from the ``current`` one
+        eta: share of the eigenvalues' sum.
+        basis: take U from the ``pretrained`` weight, once (the paper), or from the ``current`` one
             at every update (the published code).
         normalize_rows: divide W's rows by their norms first (the published code).
         rank_rule: ``paper`` as above, or ``published-code``: one more than the number of
-            eigenvalues whose cumulative share is at most eta.
+            eigenvalues up to a cumulative share of eta.
     """
 
     def __init__(
@@ -78,11 +84,14 @@ class Sphere:
 
 
 class Rect:
-    """RECT (arXiv 2401.04700): only the entries that change most, relative to the weight, stay.
+    """RECT (arXiv 2401.04700): keep the entries that change most, relative to the weight.
 
     Args:
-        keep: share of the entries of dW that stay, those largest by |dW / (W + 1e-8)|; the
-            threshold is the published code's, the int((1 - keep) * entries)-th smallest.
+        keep: share of the entries of dW to keep, those with the largest |dW / (W + 1e-8)|. The
+            threshold is that of the published code, the int((1 - keep) * entries)-th smallest.
+
+    Raises:
+        SphereBenchError: ``keep`` is no share above 0.
     """
 
     def __init__(self, keep: float = 0.4) -> None:
@@ -99,9 +108,9 @@ class Rect:
 
 
 class Prune:
-    """PRUNE (arXiv 2405.16821): large singular values of the whole change W - W0 are damped.
+    """PRUNE (arXiv 2405.16821): damp the large singular values of the whole change W - W0.
 
-    Those above the largest one of W0 become log(s) - log(s_max) + s_max.
+    A value s above s_max, the largest one of W0, becomes log(s) - log(s_max) + s_max.
     """
 
     def __init__(self) -> None:
@@ -115,4 +124,5 @@ class Prune:
         bound = self._bounds[weight.layer].to(update)
         left, values, right = torch.linalg.svd(change, full_matrices=False)
         damped = torch.where(values > bound, values.log() - bound.log() + bound, values)
-        return (left * damped) @ right - earlier
+        pruned: Tensor = (left * damped) @ right
+        return pruned - earlier

@@ -9,15 +9,15 @@ from sphere_bench.models.layout import Layout
 
 
 class EditedWeights:
-    """Float32 masters of the weights under edit, [out, in]; the model holds them rounded.
+    """Float32 copies of the weights under edit, [out, in]; the model holds them rounded.
 
-    In bfloat16 most updates of a batch are smaller than the weight's last digit: added to the
-    model's own copy they would vanish.
+    In bfloat16 most updates of a batch are smaller than the last digit of the weight: added to the
+    model's own copy they would be lost.
 
     Attributes:
-        layers: the edited layers, rising.
-        pretrained: layer to W0.
-        current: layer to W.
+        layers: the edited layers, in rising order.
+        pretrained: layer to the weight before all edits, W0.
+        current: layer to the weight now, W.
     """
 
     def __init__(self, layout: Layout, layers: Sequence[int]) -> None:
@@ -25,7 +25,7 @@ class EditedWeights:
         self.layers = list(layers)
         self._layout = layout
         self.pretrained = {
-            # As a checkpoint gives it back: sums over a transposed view are rounded otherwise.
+            # Contiguous, as in a checkpoint: sums over a transposed view are rounded differently.
             layer: layout.weight(layer)
             .detach()
             .float()
@@ -35,7 +35,7 @@ class EditedWeights:
         self.current = {layer: weight.clone() for layer, weight in self.pretrained.items()}
 
     def write(self, layer: int, weight: Tensor) -> None:
-        """Make ``weight`` [out, in] the current one, in the master and in the model."""
+        """Make ``weight`` [out, in] the current one, here and in the model."""
         device = self.pretrained[layer].device
         self.current[layer] = weight.to(torch.float32).to(device).contiguous()
         self._layout.write(layer, self.current[layer])
@@ -43,4 +43,5 @@ class EditedWeights:
     def drift(self, layer: int) -> float:
         """||W - W0|| / ||W0||."""
         pretrained = self.pretrained[layer]
-        return ((self.current[layer] - pretrained).norm() / pretrained.norm()).item()
+        drift: float = ((self.current[layer] - pretrained).norm() / pretrained.norm()).item()
+        return drift

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sphere_bench.composition import compose_config
-from sphere_bench.run import build_dataset, build_model, build_setup
+from sphere_bench.build import build_editing, build_model, build_setup
+from sphere_bench.config.composition import compose_config
+from sphere_bench.data.configured import build_dataset
 
 BATCHES = 10
 # Every request takes all iterations, or batches would differ in what is left to do.
@@ -68,14 +68,14 @@ def test_operations_and_memory_do_not_grow_with_the_edits_made(editor_name: str)
     config = compose_config([f"editor={editor_name}", *OVERRIDES, *EDITORS[editor_name]])
     dataset = build_dataset(config)
     setup = build_setup(config, build_model(config), dataset)
-    editor = instantiate(config.editor.method)(setup)
+    editing = build_editing(config, setup)
     requests = [record.request for record in dataset.records]
     operations, in_state, alive = [], [], []
     for _ in range(BATCHES):
         with Operations() as seen:
-            editor.edit(requests)
+            editing.edit(requests)
         operations.append(seen.counts)
-        state: Mapping[str, Any] = editor.state_dict()
+        state: Mapping[str, Any] = editing.state_dict()
         in_state.append(tensor_bytes(tree_leaves(state)))
         if len(operations) in (2, BATCHES):
             gc.collect()

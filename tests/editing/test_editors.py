@@ -1,6 +1,6 @@
 """What the editors besides locate-then-edit define, by hand and on tiny models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.anchors import NormAnchor
-from sphere_bench.editing.editor import LocateThenEdit
-from sphere_bench.editing.finetune import FineTuning
-from sphere_bench.editing.pipeline import EditingSetup
-from sphere_bench.editing.rome import Rome
+from sphere_bench.editing.batch import BatchReport
+from sphere_bench.editing.editor import EditingSetup, Editor
+from sphere_bench.editing.locate_then_edit import LocateThenEdit
+from sphere_bench.editing.methods.fine_tuning import FineTuning
+from sphere_bench.editing.methods.rome import Rome
+from sphere_bench.editing.methods.ultraedit import RunningMoments, UltraEdit
+from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.solvers import LeastSquares
-from sphere_bench.editing.ultraedit import RunningMoments, UltraEdit
-from sphere_bench.editing.values import solve_target_values
-from sphere_bench.editing.weights import EditedWeights
+from sphere_bench.editing.transforms import EditedWeight
+from sphere_bench.editing.values.norm_anchor import NormAnchor
+from sphere_bench.editing.values.solver import solve_target_values
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.scoring import score_targets
 from tests.golden_numbers import LAYERS, load_golden
@@ -24,26 +26,17 @@ from tests.golden_numbers import LAYERS, load_golden
 
 def setup(layers: tuple[int, ...] = LAYERS) -> EditingSetup:
     golden = load_golden("tiny-llama")
+    values = replace(golden.values, steps=5)
+    return golden.setup(layers, values=values, contexts=golden.contexts[:2])
 
-    def second_moments() -> Mapping[int, Tensor]:
-        return golden.second_moments
 
-    return EditingSetup(
-        loaded=golden.loaded,
-        weights=EditedWeights(golden.loaded.layout, layers),
-        values=replace(golden.values, steps=5),
-        contexts=golden.contexts[:2],
-        second_moments=second_moments,
-        stream=golden.requests,
-        sphere=None,
-        apply="in_loop",
-        tokens_per_batch=2048,
-    )
+def edit(editor: Editor, given: EditingSetup, requests: Sequence[EditRequest]) -> BatchReport:
+    return EditingPipeline(editor, given).edit(requests)
 
 
 def nll(given: EditingSetup, count: int) -> float:
     """Mean NLL of the new targets of the first ``count`` requests."""
-    pairs = [(request.prompt, request.target_new) for request in given.stream[:count]]
+    pairs = [(request.prompt, request.target_new) for request in given.pool(count)]
     scores = score_targets(given.loaded, pairs)
     return sum(score.nll for score in scores) / count
 
@@ -63,7 +56,7 @@ def test_running_moments_are_those_of_all_rows_together() -> None:
 def test_ultraedit_solves_its_regularised_system_and_goes_downhill() -> None:
     given = setup()
     editor = UltraEdit(given, learning_rate=1e-4)
-    _, features = editor._features(given.stream[:6], 2048)
+    _, features = editor._features(given.pool(6), 2048)
     hidden, gradients = features[1]
     moments = RunningMoments()
     both = torch.cat([hidden, gradients], dim=1)
@@ -78,14 +71,15 @@ def test_ultraedit_solves_its_regularised_system_and_goes_downhill() -> None:
 
     given = setup()
     before = nll(given, 6)
-    UltraEdit(given, learning_rate=1e-4).edit(given.stream[:6])
+    edit(UltraEdit(given, learning_rate=1e-4), given, given.pool(6))
     assert nll(given, 6) < before
 
 
 def test_fine_tuning_within_a_ball_changes_no_entry_by_more() -> None:
     given = setup(layers=(4,))
     before = nll(given, 4)
-    FineTuning(given, steps=5, learning_rate=5e-3, norm_constraint=1e-3).edit(given.stream[:4])
+    editor = FineTuning(given, steps=5, learning_rate=5e-3, norm_constraint=1e-3)
+    edit(editor, given, given.pool(4))
     change = given.weights.current[4] - given.weights.pretrained[4]
     assert 0.9e-3 < change.abs().max() < 1.001e-3
     assert nll(given, 4) < before
@@ -93,7 +87,7 @@ def test_fine_tuning_within_a_ball_changes_no_entry_by_more() -> None:
 
 def test_teacher_forced_fine_tuning_learns_targets_of_several_tokens() -> None:
     given = setup(layers=(4,))
-    FineTuning(given, steps=20, learning_rate=5e-3).edit(given.stream[:4])
+    edit(FineTuning(given, steps=20, learning_rate=5e-3), given, given.pool(4))
     assert nll(given, 4) < 0.2
 
 
@@ -105,7 +99,7 @@ def test_rome_edits_one_layer_only() -> None:
 def test_rome_writes_every_fact_of_a_batch() -> None:
     given = setup(layers=(1,))
     before = nll(given, 3)
-    report = Rome(given, whiten=False).edit(given.stream[:3])
+    report = edit(Rome(given, whiten=False), given, given.pool(3))
     assert nll(given, 3) < before / 2
     change = given.weights.current[1] - given.weights.pretrained[1]
     assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3
@@ -135,7 +129,7 @@ def test_values_that_stop_at_the_argmax_take_fewer_iterations() -> None:
     def iterations(stop_at_argmax: bool) -> list[int]:
         solved = solve_target_values(
             given.loaded,
-            given.stream[:6],
+            given.pool(6),
             LAYERS[-1],
             given.contexts,
             replace(settings, stop_at_argmax=stop_at_argmax),
@@ -148,29 +142,32 @@ def test_values_that_stop_at_the_argmax_take_fewer_iterations() -> None:
 
 
 def test_a_resumed_editor_goes_on_as_the_first_one_would() -> None:
-    def editor() -> LocateThenEdit:
-        return LocateThenEdit(
-            setup(),
+    def pipeline() -> EditingPipeline:
+        given = setup()
+        editor = LocateThenEdit(
+            given,
             LeastSquares(second_moment_weight=5.0, remember="written"),
             value_transform=NormAnchor(pilots=2),
         )
+        return EditingPipeline(editor, given)
 
-    whole, first, second = editor(), editor(), editor()
+    requests = setup().pool(4)
+    whole, first, second = pipeline(), pipeline(), pipeline()
     for start in (0, 2):
-        whole.edit(whole.setup.stream[start : start + 2])
-    first.edit(first.setup.stream[:2])
-    for layer, weight in first.setup.weights.current.items():
-        second.setup.weights.write(layer, weight)
+        whole.edit(requests[start : start + 2])
+    first.edit(requests[:2])
+    for layer, weight in first.weights.current.items():
+        second.weights.write(layer, weight)
     second.load_state_dict(first.state_dict())
-    second.edit(second.setup.stream[2:4])
+    second.edit(requests[2:])
     for layer in LAYERS:
-        assert torch.equal(second.setup.weights.current[layer], whole.setup.weights.current[layer])
+        assert torch.equal(second.weights.current[layer], whole.weights.current[layer])
 
 
 def test_fine_tuning_backs_off_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def tuned() -> Tensor:
         given = setup(layers=(4,))
-        FineTuning(given, steps=2, learning_rate=5e-3).edit(given.stream[:5])
+        edit(FineTuning(given, steps=2, learning_rate=5e-3), given, given.pool(5))
         return given.weights.current[4]
 
     whole, plain, sizes = tuned(), FineTuning._loss, []
@@ -186,3 +183,35 @@ def test_fine_tuning_backs_off_when_memory_runs_out(monkeypatch: pytest.MonkeyPa
     difference = (tuned() - whole).abs()
     assert sizes[:4] == [5, 2, 2, 1]
     assert difference.median() < 1e-6
+
+
+# ROME edits one fact: a second one would start from what the first left.
+@pytest.mark.parametrize(
+    ("make", "layers", "requests"),
+    [
+        (lambda given: Rome(given, whiten=False), (1,), 1),
+        (lambda given: FineTuning(given, steps=2), (4,), 3),
+        (lambda given: UltraEdit(given, learning_rate=1e-4), LAYERS, 3),
+        (lambda given: LocateThenEdit(given, LeastSquares(5.0)), (1,), 3),
+    ],
+)
+def test_a_transform_that_halves_the_update_halves_what_every_editor_writes(
+    make: Callable[[EditingSetup], Editor], layers: tuple[int, ...], requests: int
+) -> None:
+    proposed: dict[int, Tensor] = {}
+
+    def halve(update: Tensor, weight: EditedWeight) -> Tensor:
+        proposed[weight.layer] = update
+        return update / 2
+
+    whole, halved = setup(layers), setup(layers)
+    first = EditingPipeline(make(whole), whole).edit(whole.pool(requests))
+    second = EditingPipeline(make(halved), halved, [halve]).edit(halved.pool(requests))
+    for layer in layers:
+        pretrained = whole.weights.pretrained[layer].double()
+        assert torch.equal(whole.weights.current[layer], (pretrained + proposed[layer]).float())
+        half = (pretrained + proposed[layer] / 2).float()
+        assert torch.equal(halved.weights.current[layer], half)
+        assert first.layers[layer].update_norm == second.layers[layer].update_norm
+        applied = first.layers[layer].applied_norm
+        assert second.layers[layer].applied_norm == pytest.approx(applied / 2, rel=1e-4)

@@ -5,22 +5,20 @@ same inputs, keys and solves are held to 1e-4.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import pytest
 import torch
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.editor import LocateThenEdit
-from sphere_bench.editing.finetune import FineTuning
 from sphere_bench.editing.keys import BatchReader, Measurement
-from sphere_bench.editing.pipeline import EditingSetup
+from sphere_bench.editing.locate_then_edit import LocateThenEdit
+from sphere_bench.editing.methods.fine_tuning import FineTuning
+from sphere_bench.editing.methods.rome import Rome
+from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.prompts import prompt_up_to_subject
-from sphere_bench.editing.rome import Rome
 from sphere_bench.editing.solvers import LeastSquares, NullSpace
 from sphere_bench.editing.transforms import EditedWeight, Prune, Rect, Sphere
-from sphere_bench.editing.values import TargetValues, solve_target_values
-from sphere_bench.editing.weights import EditedWeights
+from sphere_bench.editing.values.solver import TargetValues, solve_target_values
 from tests.golden_numbers import LAYERS, NAMES, Golden, load_golden, relative_error
 
 BATCH = 10
@@ -36,26 +34,6 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 def target_values(golden: Golden) -> TargetValues:
     return solve_target_values(
         golden.loaded, golden.requests, LAYERS[-1], golden.contexts, golden.values, TOKENS
-    )
-
-
-def fresh_setup(
-    name: str,
-    sphere: Sphere | None,
-    apply: Literal["in_loop", "after"],
-    layers: Sequence[int] = LAYERS,
-) -> tuple[Golden, EditingSetup]:
-    golden = load_golden(name)
-    return golden, EditingSetup(
-        loaded=golden.loaded,
-        weights=EditedWeights(golden.loaded.layout, layers),
-        values=golden.values,
-        contexts=golden.contexts,
-        second_moments=lambda: golden.second_moments,
-        stream=golden.requests,
-        sphere=sphere,
-        apply=apply,
-        tokens_per_batch=TOKENS,
     )
 
 
@@ -110,12 +88,6 @@ def test_memit_first_layer_from_published_values_and_keys(golden: Golden) -> Non
     assert relative_error(update, golden.arrays["memit_b1_0"]) < 1e-4
 
 
-def load_layer(name: str, method: str) -> int:
-    """The one layer that ROME or FT edited."""
-    layer: int = load_golden(name).figures[method]["layer"]
-    return layer
-
-
 def published_sphere(alpha: float) -> Sphere:
     return Sphere(alpha, eta=0.5, basis="current", normalize_rows=True, rank_rule="published-code")
 
@@ -138,10 +110,12 @@ METHODS = {
 def test_two_batches(method: str, name: str) -> None:
     solver, transforms, alpha, apply, _ = METHODS[method]
     sphere = None if alpha is None else published_sphere(alpha)
-    golden, setup = fresh_setup(name, sphere, apply)
-    editor = LocateThenEdit(setup, solver(golden), transforms)
+    golden = load_golden(name)
+    setup = golden.setup()
+    editor = LocateThenEdit(setup, solver(golden))
+    pipeline = EditingPipeline(editor, setup, transforms, sphere=sphere, apply=apply)
     for batch in (1, 2):
-        editor.edit(golden.requests[BATCH * (batch - 1) : BATCH * batch])
+        pipeline.edit(golden.requests[BATCH * (batch - 1) : BATCH * batch])
         for layer in LAYERS:
             pretrained = setup.weights.pretrained[layer]
             published = golden.arrays[f"{method}_b{batch}_{layer}"]
@@ -152,10 +126,12 @@ def test_two_batches(method: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_prune_deploys_the_conditioned_change_and_goes_on_from_the_unconditioned(name: str) -> None:
-    golden, setup = fresh_setup(name, None, "after")
-    editor = LocateThenEdit(setup, memit(golden), conditioner=Prune())
+    golden = load_golden(name)
+    setup = golden.setup()
+    editor = LocateThenEdit(setup, memit(golden))
+    pipeline = EditingPipeline(editor, setup, conditioner=Prune(), apply="after")
     for batch in (1, 2):
-        editor.edit(golden.requests[BATCH * (batch - 1) : BATCH * batch])
+        pipeline.edit(golden.requests[BATCH * (batch - 1) : BATCH * batch])
     for layer in LAYERS:
         change = setup.weights.current[layer] - setup.weights.pretrained[layer]
         assert relative_error(change, golden.arrays[f"prune_b2_{layer}"]) < 1e-2
@@ -172,8 +148,9 @@ def test_prune_of_large_changes(golden: Golden) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rome(name: str) -> None:
-    golden, setup = fresh_setup(name, None, "after", layers=[load_layer(name, "rome")])
-    Rome(setup).edit(golden.requests[:1])
+    golden = load_golden(name)
+    setup = golden.setup([golden.figures["rome"]["layer"]])
+    EditingPipeline(Rome(setup), setup).edit(golden.requests[:1])
     (layer,) = setup.weights.layers
     change = setup.weights.current[layer] - setup.weights.pretrained[layer]
     assert relative_error(change, golden.arrays[f"rome_{layer}"]) < 1e-2
@@ -181,8 +158,9 @@ def test_rome(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_fine_tuning(name: str) -> None:
-    golden, setup = fresh_setup(name, None, "after", layers=[load_layer(name, "ft")])
+    golden = load_golden(name)
     numbers = golden.figures["ft"]
+    setup = golden.setup([numbers["layer"]])
     editor = FineTuning(
         setup,
         steps=numbers["num_steps"],
@@ -190,7 +168,7 @@ def test_fine_tuning(name: str) -> None:
         chunk=numbers["batch"],
         loss="last_position",
     )
-    editor.edit(golden.requests[: len(numbers["case_ids"])])
+    EditingPipeline(editor, setup).edit(golden.requests[: len(numbers["case_ids"])])
     (layer,) = setup.weights.layers
     change = setup.weights.current[layer] - setup.weights.pretrained[layer]
     # Adam's first steps are the gradient's signs, which rounding decides where it is tiny.

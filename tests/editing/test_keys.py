@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.editor import LocateThenEdit
 from sphere_bench.editing.keys import BatchReader
+from sphere_bench.editing.locate_then_edit import LocateThenEdit
+from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.models.hooks import capture
 from tests.editing.test_editors import setup
@@ -56,10 +57,10 @@ def test_keys_remembered_from_the_loop_are_those_behind_the_written_layers() -> 
             super().remember(layer, keys)
 
     editor = LocateThenEdit(given, Remembering(second_moment_weight=5.0, remember="written"))
-    editor.edit(given.stream[:4])
+    EditingPipeline(editor, given).edit(given.pool(4))
     for layer, keys in remembered.items():
         reader = BatchReader(
-            given.loaded, given.stream[:4], given.weights.layers[-1], given.contexts, 2048
+            given.loaded, given.pool(4), given.weights.layers[-1], given.contexts, 2048
         )
         torch.testing.assert_close(keys, reader.measure(layer).keys, rtol=1e-5, atol=1e-6)
     assert list(remembered) == given.weights.layers

@@ -1,6 +1,6 @@
 """Numbers that are not finite, planted where editors meet them: none gets into a model unasked."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing import editor as locate_then_edit
-from sphere_bench.editing.editor import Editor, LocateThenEdit
-from sphere_bench.editing.finetune import FineTuning
+from sphere_bench.editing import locate_then_edit
+from sphere_bench.editing.editor import EditingSetup, Editor
 from sphere_bench.editing.keys import BatchReader
+from sphere_bench.editing.locate_then_edit import LocateThenEdit
+from sphere_bench.editing.methods.fine_tuning import FineTuning
+from sphere_bench.editing.methods.rome import Rome
+from sphere_bench.editing.methods.ultraedit import UltraEdit
 from sphere_bench.editing.numerics import NonfiniteError, Numerics, requests_problem
-from sphere_bench.editing.pipeline import EditingSetup
-from sphere_bench.editing.rome import Rome
+from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.solvers import LeastSquares, NullSpace
-from sphere_bench.editing.transforms import Prune, Sphere
-from sphere_bench.editing.ultraedit import UltraEdit
+from sphere_bench.editing.transforms import Prune, Sphere, Transform
 from sphere_bench.editing.weights import EditedWeights
 from tests.golden_numbers import LAYERS, NAMES, load_golden
 
@@ -31,34 +32,47 @@ def alphaedit(setup: EditingSetup) -> LocateThenEdit:
     return LocateThenEdit(setup, LeastSquares(ridge=10, remember="written", null_space=null_space))
 
 
-def rlsedit(setup: EditingSetup) -> LocateThenEdit:
-    return LocateThenEdit(setup, LeastSquares(5.0, remember="solved"))
+def memit(setup: EditingSetup) -> LocateThenEdit:
+    return LocateThenEdit(setup, LeastSquares(5.0))
 
 
-EDITORS: dict[str, Callable[[EditingSetup], Editor]] = {
-    "memit": lambda setup: LocateThenEdit(setup, LeastSquares(5.0)),
-    "alphaedit": alphaedit,
-    "rlsedit": rlsedit,
-    "prune": lambda setup: LocateThenEdit(setup, LeastSquares(5.0), conditioner=Prune()),
-    "ultraedit": lambda setup: UltraEdit(setup, learning_rate=1e-4),
-    "ft": lambda setup: FineTuning(setup, steps=2),
+# The editor, and the conditioner behind it.
+EDITORS: dict[str, tuple[Callable[[EditingSetup], Editor], type[Prune] | None]] = {
+    "memit": (memit, None),
+    "alphaedit": (alphaedit, None),
+    "rlsedit": (lambda setup: LocateThenEdit(setup, LeastSquares(5.0, remember="solved")), None),
+    "prune": (memit, Prune),
+    "ultraedit": (lambda setup: UltraEdit(setup, learning_rate=1e-4), None),
+    "ft": (lambda setup: FineTuning(setup, steps=2), None),
 }
 
 
-def setup(
-    policy: str, model: str = "tiny-gpt2", largest_update: float | None = None
-) -> EditingSetup:
+def setup(model: str = "tiny-gpt2") -> EditingSetup:
     golden = load_golden(model)
-    return EditingSetup(
-        loaded=golden.loaded,
-        weights=EditedWeights(golden.loaded.layout, LAYERS),
-        values=replace(golden.values, steps=2),
-        contexts=golden.contexts[:2],
-        second_moments=lambda: golden.second_moments,
-        stream=golden.requests,
+    values = replace(golden.values, steps=2)
+    return golden.setup(values=values, contexts=golden.contexts[:2])
+
+
+def pipeline(
+    given: EditingSetup,
+    policy: str,
+    editor: str | Editor,
+    *,
+    largest_update: float | None = None,
+    transforms: Sequence[Transform] = (),
+    apply: Any = "in_loop",
+) -> EditingPipeline:
+    conditioner = None
+    if isinstance(editor, str):
+        make, conditioner = EDITORS[editor]
+        editor = make(given)
+    return EditingPipeline(
+        editor,
+        given,
+        transforms,
+        conditioner() if conditioner else None,
         sphere=Sphere(alpha=0.5, basis="current"),
-        apply="in_loop",
-        tokens_per_batch=2048,
+        apply=apply,
         numerics=Numerics(policy, largest_update),  # type: ignore[arg-type]
     )
 
@@ -105,26 +119,26 @@ def assert_unedited(given: EditingSetup) -> None:
 @pytest.mark.parametrize("model", NAMES)
 @pytest.mark.parametrize("name", EDITORS)
 def test_a_run_stops_with_nothing_written(name: str, model: str, planted: str) -> None:
-    given = setup("stop", model)
-    editor = EDITORS[name](given)
+    given = setup(model)
+    editing = pipeline(given, "stop", name)
     with PLANTED[planted](given), pytest.raises(NonfiniteError, match="is not finite, and the b"):
-        editor.edit(given.stream[:3])
+        editing.edit(given.pool(3))
     assert_unedited(given)
 
 
 @pytest.mark.parametrize("planted", PLANTED)
 @pytest.mark.parametrize("name", EDITORS)
 def test_a_skipped_batch_leaves_no_trace(name: str, planted: str) -> None:
-    given, clean = setup("skip"), setup("skip")
-    editor, other = EDITORS[name](given), EDITORS[name](clean)
+    given, clean = setup(), setup()
+    editing, other = pipeline(given, "skip", name), pipeline(clean, "skip", name)
     with PLANTED[planted](given):
-        report = editor.edit(given.stream[:3])
+        report = editing.edit(given.pool(3))
     assert report.skipped and report.nonfinite
     assert all(done.applied_norm == 0 for done in report.layers.values())
     assert_unedited(given)
-    assert_same_state(editor.state_dict(), other.state_dict())
-    report = editor.edit(given.stream[3:6])
-    other.edit(clean.stream[3:6])
+    assert_same_state(editing.state_dict(), other.state_dict())
+    report = editing.edit(given.pool(6)[3:])
+    other.edit(clean.pool(6)[3:])
     assert not report.skipped and not report.nonfinite
     for layer in LAYERS:
         assert torch.equal(given.weights.current[layer], clean.weights.current[layer])
@@ -133,11 +147,11 @@ def test_a_skipped_batch_leaves_no_trace(name: str, planted: str) -> None:
 @pytest.mark.parametrize("planted", PLANTED)
 @pytest.mark.parametrize("name", EDITORS)
 def test_recorded_numbers_are_written_and_the_editor_goes_on(name: str, planted: str) -> None:
-    given = setup("record")
-    editor = EDITORS[name](given)
+    given = setup()
+    editing = pipeline(given, "record", name)
     for start in (0, 3):
         with PLANTED[planted](given):
-            report = editor.edit(given.stream[start : start + 3])
+            report = editing.edit(given.pool(6)[start : start + 3])
         assert report.nonfinite and not report.skipped
     assert not all(torch.isfinite(weight).all() for weight in given.weights.current.values())
 
@@ -145,31 +159,28 @@ def test_recorded_numbers_are_written_and_the_editor_goes_on(name: str, planted:
 @pytest.mark.parametrize("apply", ["in_loop", "after"])
 @pytest.mark.parametrize("name", EDITORS)
 def test_an_update_beyond_the_bound_is_not_written(name: str, apply: str) -> None:
-    given = replace(setup("stop", largest_update=1e-9), apply=apply)
+    given = setup()
+    editing = pipeline(given, "stop", name, largest_update=1e-9, apply=apply)
     message = r"the update of layer \d has the norm .*, over numerics.largest_update=1e-09 times"
     with pytest.raises(NonfiniteError, match=message):
-        EDITORS[name](given).edit(given.stream[:3])
+        editing.edit(given.pool(3))
     assert_unedited(given)
 
 
 def test_what_the_models_own_type_cannot_hold_is_not_finite() -> None:
-    given = setup("stop")
+    given = setup()
     given.loaded.model.half()
-    editor = EDITORS["memit"](given)
-    editor.pipeline.transforms = [lambda update, weight: update * 1e9]  # type: ignore[attr-defined]
+    editing = pipeline(given, "stop", "memit", transforms=[lambda update, weight: update * 1e9])
     with pytest.raises(NonfiniteError, match="the update of layer 0 is not finite"):
-        editor.edit(given.stream[:2])
+        editing.edit(given.pool(2))
 
 
 def test_a_decomposition_that_fails_is_a_batch_that_is_not_finite() -> None:
-    given = setup("record")
-    editor = LocateThenEdit(given, LeastSquares(5.0))
-
     def failing(update: Tensor, weight: object) -> Tensor:
         return torch.linalg.inv(torch.zeros(2, 2))
 
-    editor.pipeline.transforms = [failing]
-    report = editor.edit(given.stream[:2])
+    given = setup()
+    report = pipeline(given, "record", "memit", transforms=[failing]).edit(given.pool(2))
     assert report.skipped and report.nonfinite
     assert_unedited(given)
 
@@ -189,11 +200,12 @@ def huge_keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_keys_that_cannot_be_remembered_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = setup("stop")
+def test_keys_that_cannot_be_remembered_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = setup()
+    editor = LocateThenEdit(given, LeastSquares(5.0, remember="written"))
     message = r"cannot be computed \(.*layer 1 is singular\), and the batch was not written"
     with huge_keys(monkeypatch), pytest.raises(NonfiniteError, match=message):
-        LocateThenEdit(given, LeastSquares(5.0, remember="written")).edit(given.stream[:1])
+        pipeline(given, "stop", editor).edit(given.pool(1))
     assert_unedited(given)
 
 
@@ -202,51 +214,53 @@ def test_keys_that_cannot_be_remembered_are_told(monkeypatch: pytest.MonkeyPatch
 def test_a_batch_whose_keys_cannot_be_remembered_leaves_no_trace(
     policy: str, remember: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, clean = setup(policy), setup(policy)
-    editor, other = (
-        LocateThenEdit(each, LeastSquares(5.0, remember=remember)) for each in (given, clean)
+    given, clean = setup(), setup()
+    editing, other = (
+        pipeline(each, policy, LocateThenEdit(each, LeastSquares(5.0, remember=remember)))
+        for each in (given, clean)
     )
     with huge_keys(monkeypatch):
-        report = editor.edit(given.stream[:1])
+        report = editing.edit(given.pool(1))
     assert report.skipped and report.nonfinite
     assert_unedited(given)
-    assert_same_state(editor.state_dict(), other.state_dict())
-    assert not editor.edit(given.stream[1:4]).skipped
-    other.edit(clean.stream[1:4])
+    assert_same_state(editing.state_dict(), other.state_dict())
+    assert not editing.edit(given.pool(4)[1:]).skipped
+    other.edit(clean.pool(4)[1:])
     for layer in LAYERS:
         assert torch.equal(given.weights.current[layer], clean.weights.current[layer])
 
 
 @pytest.mark.parametrize("name", ["memit", "rome"])
-def test_a_value_that_is_not_finite_is_told_by_its_case(
+def test_a_value_that_is_not_finite_is_reported_by_its_case(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = setup("stop")
+    given = setup()
     if name == "rome":
         given = replace(given, weights=EditedWeights(given.loaded.layout, [1]))
-    module = "sphere_bench.editing.rome" if name == "rome" else locate_then_edit.__name__
+    module = "sphere_bench.editing.methods.rome" if name == "rome" else locate_then_edit.__name__
     solve = locate_then_edit.solve_target_values
+    bad = given.pool(2)[1]
 
-    def diverging(loaded: Any, requests: list[EditRequest], *others: Any) -> Any:
-        solved = solve(loaded, requests, *others)
+    def diverging(loaded: Any, requests: list[EditRequest], *others: Any, **named: Any) -> Any:
+        solved = solve(loaded, requests, *others, **named)
         for index, request in enumerate(requests):
-            if request == given.stream[1]:
+            if request == bad:
                 solved.values[index, 0] = solved.deltas[index, 0] = NAN
         return solved
 
     monkeypatch.setattr(f"{module}.solve_target_values", diverging)
-    editor = Rome(given, whiten=False) if name == "rome" else EDITORS[name](given)
-    case = given.stream[1].case_id
-    with pytest.raises(NonfiniteError, match=f"^the target value of case {case} is not finite"):
-        editor.edit(given.stream[:3])
+    editing = pipeline(given, "stop", Rome(given, whiten=False) if name == "rome" else name)
+    message = f"^the target value of case {bad.case_id} is not finite"
+    with pytest.raises(NonfiniteError, match=message):
+        editing.edit(given.pool(3))
     assert_unedited(given)
 
 
 @pytest.mark.parametrize("field", ["keys", "hidden"])
-def test_a_key_that_is_not_finite_is_told_by_its_case(
+def test_a_key_that_is_not_finite_is_reported_by_its_case(
     field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = setup("stop")
+    given = setup()
     measure = BatchReader.measure
 
     def planted(self: BatchReader, layer: int) -> Any:
@@ -256,9 +270,9 @@ def test_a_key_that_is_not_finite_is_told_by_its_case(
 
     monkeypatch.setattr(BatchReader, "measure", planted)
     what = {"keys": "key", "hidden": "hidden state"}[field]
-    case = given.stream[2].case_id
+    case = given.pool(3)[2].case_id
     with pytest.raises(NonfiniteError, match=f"^the {what} of case {case} is not finite"):
-        EDITORS["memit"](given).edit(given.stream[:3])
+        pipeline(given, "stop", "memit").edit(given.pool(3))
     assert_unedited(given)
 
 

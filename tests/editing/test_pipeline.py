@@ -1,16 +1,28 @@
+"""What the frame around an editor does, with editors of a few lines."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from sphere_bench.editing.pipeline import EditingSetup, UpdatePipeline
+from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.batch import Batch
+from sphere_bench.editing.editor import EditingSetup
+from sphere_bench.editing.numerics import Numerics
+from sphere_bench.editing.pipeline import EditingPipeline
+from sphere_bench.editing.state import flatten_state, unflatten_state
 from sphere_bench.editing.transforms import EditedWeight, Prune, Sphere
-from sphere_bench.editing.values import ValueSettings
+from sphere_bench.editing.values.solver import ValueSettings
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
 from tests.tiny_models import tiny_model
 
+REQUESTS = [EditRequest("0", "Rome lies in", "Rome", "Spain", None)]
 
-def setup(sphere: Sphere | None = None, architecture: str = "llama") -> EditingSetup:
+
+def setup(architecture: str = "llama") -> EditingSetup:
     loaded = tiny_model(architecture)
     return EditingSetup(
         loaded=loaded,
@@ -18,9 +30,8 @@ def setup(sphere: Sphere | None = None, architecture: str = "llama") -> EditingS
         values=ValueSettings(),
         contexts=["{}"],
         second_moments=dict,
-        stream=[],
-        sphere=sphere,
-        apply="in_loop",
+        seed=0,
+        pool=lambda count: REQUESTS[:count],
         tokens_per_batch=512,
     )
 
@@ -30,78 +41,261 @@ def draw(weight: Tensor, seed: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
 
 
+class Calling:
+    """An editor without memory that does what it is given."""
+
+    def __init__(self, edit: Callable[[Batch], object]) -> None:
+        self.edit = edit
+
+
+class Accumulating:
+    """An editor that writes the sum of all batches' draws, and changes its memory in place."""
+
+    def __init__(self, setup: EditingSetup) -> None:
+        self.sums = {
+            layer: torch.zeros_like(weight).double()
+            for layer, weight in setup.weights.current.items()
+        }
+        self.batches = torch.zeros((), dtype=torch.int64)
+
+    def edit(self, batch: Batch) -> None:
+        self.batches += 1
+        for layer, total in self.sums.items():
+            total += draw(total, seed=int(self.batches))
+            batch.write(layer, total.clone())
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = {str(layer): total for layer, total in self.sums.items()}
+        return {"batches": self.batches, "sums": sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.batches = state["batches"]
+        self.sums = {int(layer): total for layer, total in state["sums"].items()}
+
+
+class Smoothing:
+    """A transform with memory: the mean of the update and what it returned last."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, Tensor] = {}
+
+    def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
+        smooth = update.clone()
+        if (earlier := self.last.get(str(weight.layer))) is not None:
+            smooth = earlier.add_(update).div_(2)
+        self.last[str(weight.layer)] = smooth
+        return smooth.clone()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.last
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.last = dict(state)
+
+
+def to_ones(update: Tensor, weight: EditedWeight) -> Tensor:
+    return torch.ones_like(update)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_model_holds_what_was_written(architecture: str) -> None:
-    given = setup(architecture=architecture)
-    pipeline = UpdatePipeline(given)
+    given = setup(architecture)
     before = given.weights.current[1]
     update = draw(before, seed=0)
-    with pipeline.batch(pipeline) as report:
-        pipeline.write(1, before, update, report)
+    report = EditingPipeline(Calling(lambda batch: batch.write(1, update)), given).edit(REQUESTS)
     torch.testing.assert_close(given.loaded.layout.weight(1), (before + update).float())
+    assert report.layers[1].update_norm == update.norm().item()
     assert report.layers[1].applied_norm == pytest.approx(update.norm().item(), rel=1e-5)
     assert report.layers[2].applied_norm == 0
     assert report.layers[1].rank is None
 
 
-def test_transforms_come_in_order_and_sphere_last() -> None:
+@pytest.mark.parametrize("apply", ["in_loop", "after"])
+def test_transforms_come_in_order_and_sphere_last(apply: Any) -> None:
     sphere = Sphere(alpha=1.0)
-    given = setup(sphere)
-
-    def to_ones(update: Tensor, weight: EditedWeight) -> Tensor:
-        return torch.ones_like(update)
-
-    pipeline = UpdatePipeline(given, [to_ones])
+    given = setup()
     before = given.weights.current[2]
-    with pipeline.batch(pipeline) as report:
-        pipeline.write(2, before, draw(before, seed=1), report)
+    editor = Calling(lambda batch: batch.write(2, draw(before, seed=1)))
+    report = EditingPipeline(editor, given, [to_ones], sphere=sphere, apply=apply).edit(REQUESTS)
     weight = EditedWeight(2, given.weights.pretrained[2], before)
     expected = sphere(torch.ones_like(before, dtype=torch.float64), weight)
     torch.testing.assert_close(given.weights.current[2], (before + expected).float())
     assert report.layers[2].rank == sphere.ranks[2]
+    assert report.layers[2].update_norm == draw(before, seed=1).norm().item()
 
 
 def test_an_error_within_a_batch_leaves_the_weights_of_before() -> None:
     given = setup()
-    pipeline = UpdatePipeline(given)
     before = {layer: weight.clone() for layer, weight in given.weights.current.items()}
     broken = draw(before[2], seed=0)
     broken[3, 4] = float("nan")
-    with (
-        pytest.raises(
-            SphereBenchError, match=r"layer 2 is not finite, and the batch was not written"
-        ),
-        pipeline.batch(pipeline) as report,
-    ):
-        pipeline.write(1, before[1], draw(before[1], seed=1), report)
-        pipeline.write(2, before[2], broken, report)
+
+    def edit(batch: Batch) -> None:
+        batch.write(1, draw(before[1], seed=1))
+        batch.write(2, broken)
+
+    message = r"layer 2 is not finite, and the batch was not written"
+    with pytest.raises(SphereBenchError, match=message):
+        EditingPipeline(Calling(edit), given).edit(REQUESTS)
     for layer, weight in before.items():
         assert torch.equal(given.weights.current[layer], weight)
         assert torch.equal(given.loaded.layout.weight(layer), weight)
 
 
 @pytest.mark.parametrize("continue_from", ["unconditioned", "deployed"])
-def test_a_conditioner_decides_what_is_deployed(continue_from: str) -> None:
+def test_a_conditioner_decides_what_is_deployed(continue_from: Any) -> None:
     given = setup()
-    pipeline = UpdatePipeline(given, conditioner=Prune(), continue_from=continue_from)  # type: ignore[arg-type]
     pretrained = given.weights.pretrained[1]
     large = draw(pretrained, seed=2, scale=100 * pretrained.abs().max().item())
     started_from = []
+
+    def edit(batch: Batch) -> None:
+        started_from.append(batch.weights.current[1])
+        batch.write(1, large)
+
+    pipeline = EditingPipeline(
+        Calling(edit), given, conditioner=Prune(), continue_from=continue_from
+    )
     for _ in range(2):
-        with pipeline.batch(pipeline) as report:
-            before = given.weights.current[1]
-            started_from.append(before)
-            pipeline.write(1, before, large, report)
+        pipeline.edit(REQUESTS)
     bound = torch.linalg.matrix_norm(pretrained.double(), 2)
     deployed = torch.linalg.matrix_norm((given.weights.current[1] - pretrained).double(), 2)
     assert deployed < torch.linalg.matrix_norm(large, 2) / 10
     assert deployed > bound
+    kept = pipeline.state_dict()["unconditioned"]
     if continue_from == "unconditioned":
         torch.testing.assert_close(started_from[1], (pretrained + large).float())
-        resumed = UpdatePipeline(given, conditioner=Prune())
+        resumed = EditingPipeline(Calling(edit), given, conditioner=Prune())
         resumed.load_state_dict(pipeline.state_dict())
-        with resumed.batch(resumed):
-            assert torch.equal(given.weights.current[1], pipeline.state_dict()["1"])
+        resumed.edit(REQUESTS)
+        assert torch.equal(started_from[2], kept["1"])
     else:
         assert torch.linalg.matrix_norm((started_from[1] - pretrained).double(), 2) < deployed * 1.5
-        assert pipeline.state_dict() == {}
+        assert kept == {}
+
+
+@pytest.mark.parametrize("apply", ["in_loop", "after"])
+def test_a_restored_pipeline_goes_on_bit_for_bit(apply: Any) -> None:
+    def fresh() -> EditingPipeline:
+        given = setup()
+        transforms = [to_ones, Smoothing()] if apply == "in_loop" else [Smoothing(), Smoothing()]
+        return EditingPipeline(
+            Accumulating(given), given, transforms, Smoothing(), sphere=Sphere(0.5), apply=apply
+        )
+
+    whole, first, second = fresh(), fresh(), fresh()
+    for _ in range(4):
+        whole.edit(REQUESTS)
+    for _ in range(2):
+        first.edit(REQUESTS)
+    saved = {name: tensor.clone() for name, tensor in flatten_state(first.state_dict(), "state")}
+    assert {name.partition("/")[0] for name in saved} == {
+        "editor",
+        *(["transforms.0"] if apply == "after" else []),
+        "transforms.1",
+        "conditioner",
+        "unconditioned",
+    }
+    for layer, weight in first.weights.current.items():
+        second.weights.write(layer, weight)
+    second.load_state_dict(unflatten_state(saved))
+    for _ in range(2):
+        second.edit(REQUESTS)
+    for layer, weight in whole.weights.current.items():
+        assert torch.equal(second.weights.current[layer], weight)
+
+
+@pytest.mark.parametrize("place", ["editor", "conditioner"])
+@pytest.mark.parametrize("policy", ["skip", "record"])
+def test_a_skipped_batch_restores_what_was_changed_in_place(policy: Any, place: str) -> None:
+    failing = ""
+
+    def fail_at(here: str) -> None:
+        if failing == here:
+            raise torch.linalg.LinAlgError("singular")
+
+    class FailingEditor(Accumulating):
+        def edit(self, batch: Batch) -> None:
+            super().edit(batch)
+            fail_at("editor")
+
+    class FailingConditioner(Smoothing):
+        def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
+            if weight.layer == 2:
+                fail_at("conditioner")
+            return super().__call__(update, weight)
+
+    given, clean = setup(), setup()
+    pipeline, other = (
+        EditingPipeline(
+            FailingEditor(each),
+            each,
+            [Smoothing()],
+            FailingConditioner(),
+            numerics=Numerics(policy),
+        )
+        for each in (given, clean)
+    )
+    pipeline.edit(REQUESTS)
+    other.edit(REQUESTS)
+    failing = place
+    assert pipeline.edit(REQUESTS).skipped
+    failing = ""
+    expected = dict(flatten_state(other.state_dict(), "state"))
+    for name, tensor in flatten_state(pipeline.state_dict(), "state"):
+        assert torch.equal(tensor, expected.pop(name))
+    assert not expected
+    pipeline.edit(REQUESTS)
+    other.edit(REQUESTS)
+    for layer, weight in clean.weights.current.items():
+        assert torch.equal(given.weights.current[layer], weight)
+
+
+class Remembering(Calling):
+    """An editor whose memory is what it is given."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__(lambda batch: None)
+        self.state = state
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a/b": torch.ones(1)}, r"a key .* must be a string without '/', not 'a/b'"),
+        ({"a": {3: torch.ones(1)}}, r"a key .* must be a string without '/', not 3"),
+        ({"a": {"b": 1}}, r"holds a int at a/b: store a tensor"),
+        ([torch.ones(1)], r"must be a dict, not list"),
+    ],
+)
+def test_a_memory_that_cannot_be_saved_is_refused_at_the_start(state: Any, message: str) -> None:
+    with pytest.raises(SphereBenchError, match=rf"^editor\.method: .*{message}"):
+        EditingPipeline(Remembering(state), setup())
+
+
+def test_a_memory_that_cannot_be_restored_is_refused_at_the_start() -> None:
+    class Forgetful:
+        def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
+            return update
+
+        def state_dict(self) -> dict[str, Tensor]:
+            return {}
+
+    message = r"^editor\.method\.transforms\.1: Forgetful has no load_state_dict"
+    with pytest.raises(SphereBenchError, match=message):
+        EditingPipeline(Remembering({}), setup(), [to_ones, Forgetful()])
+
+
+def test_what_is_no_editor_or_no_transform_is_refused_at_the_start() -> None:
+    nothing: Any = object()
+    with pytest.raises(SphereBenchError, match=r"^editor\.method: object has no method edit$"):
+        EditingPipeline(nothing, setup())
+    message = r"^editor\.method\.transforms\.0: object has no method __call__$"
+    with pytest.raises(SphereBenchError, match=message):
+        EditingPipeline(Remembering({}), setup(), [nothing])

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup
+from sphere_bench.editing.batch import Batch, BatchReport
+from sphere_bench.editing.editor import EditingSetup
+from sphere_bench.editing.transforms import Sphere
 from tests.reference.keys import hidden_at, keys_at
 from tests.reference.values import target_value
 
@@ -16,36 +18,36 @@ def edit(
     requests: Sequence[EditRequest],
     second_moments: Mapping[int, Tensor],
     second_moment_weight: float,
+    sphere: Sphere | None = None,
 ) -> BatchReport:
     """Write a batch into the model; all layers' updates are found before SPHERE projects them."""
-    loaded, weights, device = setup.loaded, setup.weights, setup.loaded.device
+    loaded, weights = setup.loaded, setup.weights
     last = weights.layers[-1]
-    report = BatchReport()
-    with report.timed("values", device):
+    batch = Batch(requests, loaded, weights)
+    with batch.timed("values"):
         solved = [
             target_value(loaded, request, last, setup.contexts, setup.values)
             for request in requests
         ]
         values = torch.stack([each.value for each in solved], dim=1)
-    report.losses = [each.losses for each in solved]
+    batch.report.losses = [each.losses for each in solved]
     before = dict(weights.current)
     updates = {}
     for index, layer in enumerate(weights.layers):
-        with report.timed("keys", device):
+        with batch.timed("keys"):
             keys = keys_at(loaded, requests, layer, setup.contexts)
             hidden = hidden_at(loaded, requests, last)
-        with report.timed("update", device):
+        with batch.timed("update"):
             residual = (values - hidden) / (len(weights.layers) - index)
             system = second_moment_weight * second_moments[layer].double()
             updates[layer] = least_squares(keys.double(), residual.double(), system)
         weights.write(layer, before[layer] + updates[layer])
-    if setup.sphere is not None:
-        alpha, eta = setup.sphere.alpha, setup.sphere.eta
+    if sphere is not None:
         for layer in weights.layers:
-            with report.timed("transform", device):
-                updates[layer] = project(updates[layer], before[layer], alpha, eta)
+            with batch.timed("transform"):
+                updates[layer] = project(updates[layer], before[layer], sphere.alpha, sphere.eta)
             weights.write(layer, before[layer] + updates[layer])
-    return report
+    return batch.report
 
 
 def least_squares(keys: Tensor, residual: Tensor, system: Tensor) -> Tensor:

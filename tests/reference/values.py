@@ -9,14 +9,14 @@ from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target
-from sphere_bench.editing.values import ValueSettings
+from sphere_bench.editing.values.solver import ValueSettings
 from sphere_bench.models.batching import pad_right
 from sphere_bench.models.hooks import capture, hidden_states
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.tokens import encode
 
-# Llama and most others; GPT-2 and GPT-J; Phi.
-FINAL_NORMS = ("norm", "ln_f", "final_layernorm")
+# Llama and most others; GPT-2, BLOOM and kin; Phi; GPT-NeoX and OPT; MPT.
+FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
 
 
 class TargetValue(NamedTuple):
@@ -98,6 +98,7 @@ def target_value(
 def _mean_nll(loaded: LoadedModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Mean over rows of the mean NLL of the row's ``targets`` ([b, s], -1 where none is asked)."""
     base = loaded.model.base_model
+    base = getattr(base, "decoder", base)
     norm = next(getattr(base, name) for name in FINAL_NORMS if hasattr(base, name))
     logits = loaded.layout.head(norm(hidden)).float()
     nll = functional.nll_loss(

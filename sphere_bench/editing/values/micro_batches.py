@@ -1,4 +1,4 @@
-"""What an iteration of the value solver runs: texts in micro-batches, and their loss."""
+"""The texts that an iteration of the value solver runs, in micro-batches, and their loss."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
 from sphere_bench.models.batching import token_batches
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.prefixes import Stems
-from sphere_bench.models.suffix import SuffixBatch
+from sphere_bench.models.replay.prefixes import Stems
+from sphere_bench.models.replay.suffix import SuffixBatch
 
 
 class Loss(NamedTuple):
-    """Per request, [n]: a part of its loss, and how many of its target tokens are no argmax."""
+    """For each request, [n]: a term of its loss, and how many target tokens are not the argmax."""
 
     loss: Tensor
     misses: Tensor
@@ -25,15 +25,15 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Texts that go through one forward and backward, essence prompts first.
+    """Texts that share one forward and backward, essence prompts first.
 
     Attributes:
-        batch: b rows.
-        requests: the request of each, [b].
-        targets: at each suffix position the token to predict there or -1, [b, s].
-        before: log-probabilities of the unedited model behind the e essence prompts, [e, vocab].
-        weight: a target row's share in its request's loss.
-        kl_factor: an essence prompt's.
+        batch: the texts, b rows.
+        requests: index of each row's request, [b].
+        targets: at each suffix position the token to predict there, or -1, [b, s].
+        before: log-probabilities after the e essence prompts, delta being 0, [e, vocab].
+        weight: of a target row in the loss of its request.
+        kl_factor: weight of an essence prompt in it.
     """
 
     batch: SuffixBatch
@@ -56,7 +56,7 @@ class MicroBatch:
         divergence = (after.exp() * (after - self.before)).sum(dim=1)
         asked = self.targets[rows, columns]
         nll = functional.cross_entropy(logits, asked, reduction="none")
-        # A target's tokens count for its mean.
+        # The loss of a row is the mean over its target's tokens.
         shares = self.weight / (self.targets >= 0).sum(dim=1)[rows]
         wrong = (logits.detach().argmax(dim=1) != asked).to(nll.dtype)
         loss = nll.new_zeros(len(delta))
@@ -68,7 +68,7 @@ class MicroBatch:
         )
 
     def keep(self, rows: Tensor) -> "MicroBatch":
-        """The same with these rows only, given in rising order."""
+        """The same with only these rows, given in rising order."""
         batch = self.batch.keep(rows)
         return replace(
             self,
@@ -79,7 +79,7 @@ class MicroBatch:
         )
 
     def _edited(self, delta: Tensor) -> Tensor:
-        """Layer z's output with each request's delta added at the subject's last token."""
+        """The output of layer z, with each request's delta added at the subject's last token."""
         hidden = self.batch.hidden
         first = hidden[:, :1] + delta[self.requests, None]
         return torch.cat([first.to(hidden.dtype), hidden[:, 1:]], dim=1)
@@ -94,19 +94,19 @@ def micro_batches(
     tokens_per_batch: int,
     kl_factor: float,
 ) -> tuple[list[MicroBatch], Tensor]:
-    """All that is run for the requests, and h0, ``layer``'s output behind the bare prompts.
+    """The texts of the requests, and the output of ``layer`` before optimisation.
 
     Args:
         loaded: the model, which runs the layers up to ``layer``.
-        upper: the model that runs those above it.
+        upper: the model that runs the layers above it.
         requests: n edits.
         layer: z.
         contexts: templates with one ``{}``; the first is the bare prompt.
         tokens_per_batch: padded suffix tokens in a micro-batch.
-        kl_factor: of the essence prompts.
+        kl_factor: weight of the essence prompts.
 
     Returns:
-        The micro-batches, and h0 [n, d_model].
+        The micro-batches, and h0 [n, d_model], the output at the subjects in the bare prompts.
     """
     texts = list(_texts(loaded, requests, contexts))
     stems = Stems.build(
@@ -122,7 +122,7 @@ def micro_batches(
     batches = []
     lengths = [len(text.ids) - text.start for text in texts]
     for indices in token_batches(lengths, tokens_per_batch):
-        # In the order of the texts, so essence prompts first.
+        # Sorted, so that essence prompts come first.
         group = [texts[index] for index in sorted(indices)]
         batch = SuffixBatch.build(
             loaded,
@@ -154,14 +154,14 @@ def micro_batches(
 
 
 class _Text(NamedTuple):
-    """What a forward runs for a request.
+    """A text to run for a request.
 
     Attributes:
-        ids: tokens, without those that nothing is asked behind.
+        ids: tokens, up to the last one after which a prediction is read.
         start: index of the subject's last token.
-        request: the request's index.
+        request: index of the request.
         kind: index of the context, or the number of contexts for the essence prompt.
-        target: tokens to predict, the last one behind all of ``ids``; none for the essence prompt.
+        target: tokens to predict, the last one after all of ``ids``; none for the essence prompt.
     """
 
     ids: list[int]
@@ -174,22 +174,22 @@ class _Text(NamedTuple):
 def _texts(
     loaded: LoadedModel, requests: Sequence[EditRequest], contexts: Sequence[str]
 ) -> Iterator[_Text]:
-    """The essence prompts, then every request behind every context."""
+    """The essence prompts, then every request in every context."""
     for index, request in enumerate(requests):
         ids, start = essence_prompt(loaded.tokenizer, request)
         yield _Text(ids, start, index, kind=len(contexts), target=[])
     for index, request in enumerate(requests):
         for kind, context in enumerate(contexts):
             ids, start, length = prompt_with_target(loaded.tokenizer, request, context)
-            # The target's last token predicts nothing that is asked for.
+            # No prediction is read after the target's last token.
             yield _Text(ids[:-1], start, index, kind, target=ids[-length:])
 
 
 def _split(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` rows and the others.
+    """The first ``count`` rows, and the others.
 
-    Nothing is copied where there is one kind only: the gradient of a slice is as large as what it
-    is cut from.
+    Without a slice where one of the two is empty: the gradient of a slice is a copy as large as
+    the whole.
     """
     if count == 0:
         return logits.detach()[:0], logits
@@ -201,7 +201,7 @@ def _split(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _log_probabilities(batch: SuffixBatch, count: int) -> Tensor:
-    """The unedited model's behind the first ``count`` rows' first tokens, [count, vocab]."""
+    """Log-probabilities after the first token of the first ``count`` rows, [count, vocab]."""
     if not count:
         return torch.empty(0, 1, device=batch.hidden.device)
     rows = torch.arange(count, device=batch.hidden.device)

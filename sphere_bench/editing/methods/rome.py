@@ -1,17 +1,16 @@
 """ROME: one fact after another, a rank-one update of one layer."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
+from sphere_bench.editing.batch import Batch
+from sphere_bench.editing.editor import EditingSetup
 from sphere_bench.editing.keys import context_keys, projection_output_norms
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
 from sphere_bench.editing.solvers import factor_second_moment
-from sphere_bench.editing.values import solve_target_values
+from sphere_bench.editing.values.solver import solve_target_values
 from sphere_bench.errors import SphereBenchError, check_above
 from sphere_bench.geometry.energy import as_double
 
@@ -19,14 +18,14 @@ from sphere_bench.geometry.energy import as_double
 class Rome:
     """ROME (arXiv 2202.05262): dW = (v* - W k) (C^-1 k')^T / ((C^-1 k')^T k).
 
-    v* - W k is the value solver's delta at the edited layer, where the norm of the MLP's own
-    output stands for the hidden state's in the clamp and the weight decay; k is the key in the
-    bare prompt and k' its mean over all contexts, as in the published code.
+    v* - W k is the value solver's delta at the edited layer. Its clamp and weight decay use the
+    norm of the MLP's output instead of the hidden state's. k is the key in the bare prompt and k'
+    its mean over all contexts, as in the published code.
 
     Args:
         setup: the run's model, weights and settings; one layer is edited.
         whiten: use C; without it C = I, as published for Llama-3 and Qwen2.5.
-        clamp_norm_factor: ROME's own, over the model's.
+        clamp_norm_factor: replaces the model's.
 
     Raises:
         SphereBenchError: several layers are to be edited, or C is singular.
@@ -45,39 +44,29 @@ class Rome:
         if clamp_norm_factor is not None:
             check_above("editor.method.clamp_norm_factor", clamp_norm_factor, 0)
             self.values = replace(setup.values, clamp_norm_factor=clamp_norm_factor)
-        self.pipeline = UpdatePipeline(setup)
         self._factor: Tensor | None = None
         if whiten:
             moment = setup.second_moments()[self.layer]
             self._factor = factor_second_moment(as_double(moment), self.layer)
 
-    def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
-        weights, device = self.setup.weights, self.setup.loaded.device
-        proposed: Tensor | float = 0.0
-        residual_norms = []
-        with self.pipeline.batch(self) as report:
-            for request in requests:
-                with report.timed("values", device):
-                    delta = self._delta(request)
-                with report.timed("keys", device):
-                    keys = context_keys(
-                        self.setup.loaded,
-                        [request],
-                        self.layer,
-                        self.setup.contexts,
-                        self.setup.tokens_per_batch,
-                    )[0]
-                for what, found in (("target value", delta), ("key", keys)):
-                    self.pipeline.check_requests(what, found[None], [request], report)
-                with report.timed("update", device):
-                    update = self._update(delta, keys)
-                self.pipeline.write(self.layer, weights.current[self.layer], update, report)
-                proposed = proposed + update
-                residual_norms.append(delta.norm().item())
-            done = report.layers[self.layer]
-            done.residual_norm = sum(residual_norms) / len(residual_norms)
-            done.update_norm = float(torch.as_tensor(proposed).norm())
-        return report
+    def edit(self, batch: Batch) -> None:
+        setup, residual_norms = self.setup, []
+        for index, request in enumerate(batch.requests):
+            batch.advance(index / len(batch.requests))
+            with batch.timed("values"):
+                delta = self._delta(request)
+            with batch.timed("keys"):
+                keys = context_keys(
+                    setup.loaded, [request], self.layer, setup.contexts, setup.tokens_per_batch
+                )[0]
+            for what, found in (("target value", delta), ("key", keys)):
+                batch.check(what, found[None], [request])
+            with batch.timed("update"):
+                update = self._update(delta, keys)
+            batch.write(self.layer, update)
+            residual_norms.append(delta.norm().item())
+        mean = sum(residual_norms) / len(residual_norms)
+        batch.report.layers[self.layer].residual_norm = mean
 
     def _delta(self, request: EditRequest) -> Tensor:
         """v* - W k, [d_out]."""
@@ -100,9 +89,3 @@ class Rome:
         if self._factor is not None:
             direction = torch.cholesky_solve(direction[:, None], self._factor)[:, 0]
         return torch.outer(as_double(delta), direction) / (direction @ keys[0])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """ROME remembers nothing but the weights."""

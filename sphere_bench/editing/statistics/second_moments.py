@@ -1,7 +1,7 @@
 """Second moments of keys over ordinary text, C = E[k k^T].
 
-A key is the input of a layer's edited projection. C stands for what a layer already stores in
-MEMIT (arXiv 2210.07229), and its null space is where AlphaEdit (arXiv 2410.02355) may write.
+A key is the input of a layer's edited projection. In MEMIT (arXiv 2210.07229), C describes what a
+layer already stores; AlphaEdit (arXiv 2410.02355) writes into its null space only.
 """
 
 import logging
@@ -29,12 +29,12 @@ GENERATED = "generated"
 TOKENS_PER_DIMENSION = 10
 MAX_LENGTH = 512
 TOKENS_PER_BATCH = 2048
-# Windows that are sorted by length together, so that a batch pads little.
+# How many windows are sorted by length together, so that a batch needs little padding.
 _WINDOWS_AT_A_TIME = 256
-# Of the sums of k k^T computed at a time; only what lies right of the diagonal is.
+# How many rows of the sums of k k^T are computed at a time, each block from its diagonal on.
 _ROWS_OF_SUMS = 256
-# Tokens summed in float32, which a matrix product adds to in place, before that sum joins the one
-# in float64; a batch may overrun it.
+# How many tokens are summed in float32, in place, before the sum is added to the one in float64; a
+# batch may exceed it.
 _TOKENS_IN_SINGLE = 16384
 
 
@@ -43,7 +43,7 @@ class SecondMoments(NamedTuple):
 
     Attributes:
         moments: layer to C [d_in, d_in], float64, on the model's device.
-        tokens: how many tokens they are the mean over.
+        tokens: number of tokens that they are the mean over.
     """
 
     moments: dict[int, Tensor]
@@ -62,21 +62,20 @@ def second_moments(
 ) -> SecondMoments:
     """C of several layers over the first ``tokens`` tokens of ``texts``, in one pass.
 
-    Every token counts once and alike, a BOS that the tokenizer adds included. How the tokens are
-    batched changes the result by rounding only.
+    Every token has the same weight, also a BOS that the tokenizer adds. How the tokens are batched
+    changes the result only by rounding.
 
     Args:
         loaded: the unedited model.
-        layers: decoder layers; the forward ends behind the last one's keys.
+        layers: decoder layers; the forward ends after the keys of the last one.
         texts: ordinary text; a long one is read in windows.
-        tokens: ten for every dimension of a key when ``None``.
+        tokens: number of tokens; ``None`` is ten for every dimension of a key.
         max_length: see :func:`token_windows`.
         tokens_per_batch: padded tokens in one forward.
-        precision: dtype of the forward, the model's own when ``None``; sums are never less exact
-            than float32.
+        precision: dtype of the forward; ``None`` is the model's own. Sums are in float32 or better.
 
     Raises:
-        SphereBenchError: there is no token in the texts, or keys are not finite.
+        SphereBenchError: the texts have no token, or keys are not finite.
     """
     loaded = with_layers_in(loaded, range(max(layers) + 1), precision or loaded.dtype)
     wanted = token_count(loaded, layers, tokens)
@@ -85,7 +84,7 @@ def second_moments(
     sums = _KeySums(loaded, layers)
 
     def add_all(size: int) -> None:
-        # Called again with a smaller size, this goes on where memory ran out.
+        # When called again with a smaller size, it goes on where memory ran out.
         while True:
             if not waiting:
                 waiting.extend(islice(windows, _WINDOWS_AT_A_TIME))
@@ -118,16 +117,16 @@ def second_moments(
 
 
 def ordinary_texts(loaded: LoadedModel, corpus: str, key: str = KEY) -> Iterable[str]:
-    """The texts of a corpus, or for ``generated`` those that the model, still unedited, writes.
+    """The texts of a corpus; ``generated`` is text that the unedited model writes itself.
 
     Args:
-        key: see :func:`corpus_texts`.
+        key: of the configuration, for messages; see :func:`corpus_texts`.
     """
     return self_written_texts(loaded) if corpus == GENERATED else corpus_texts(corpus, key)
 
 
 class _KeySums:
-    """Sums of k k^T over tokens, layer by layer, in their upper triangle."""
+    """Sums of k k^T over tokens for each layer, as upper triangles."""
 
     def __init__(self, loaded: LoadedModel, layers: Sequence[int]) -> None:
         self.tokens = 0
@@ -137,7 +136,7 @@ class _KeySums:
             layer: torch.zeros(width, width, dtype=torch.float64, device=double_device(loaded))
             for layer, width in _key_widths(loaded, layers).items()
         }
-        # In blocks of rows, each from its first entry on the diagonal on.
+        # In blocks of rows; each block begins at the column of its first diagonal entry.
         self._single = {
             layer: [
                 torch.zeros(min(_ROWS_OF_SUMS, width - start), width - start, device=loaded.device)
@@ -150,7 +149,7 @@ class _KeySums:
 
     @torch.no_grad()
     def add(self, windows: list[list[int]]) -> int:
-        """Add the keys of a batch of windows and return how many there were."""
+        """Add the keys of a batch of windows, and return how many there were."""
         if self._half_added:
             raise SphereBenchError(
                 "out of memory while key statistics were summed: lower statistics.tokens_per_batch"
@@ -169,7 +168,7 @@ class _KeySums:
             layer: (seen[real] if padded else seen.flatten(0, 1)).float()
             for layer, seen in captured.items()
         }
-        # This should take no memory; if it does, going on would count some keys twice.
+        # Here memory should not run out. If it does, a second try would count some keys twice.
         self._half_added = True
         for layer, blocks in self._single.items():
             rows = keys[layer].T.split(_ROWS_OF_SUMS)
@@ -181,18 +180,18 @@ class _KeySums:
         return added
 
     def means(self) -> dict[int, Tensor]:
-        """C of every layer; nothing can be added afterwards."""
+        """C of every layer; afterwards nothing can be added."""
         self._flush()
         self._single.clear()
         for layer, sums in self._sums.items():
-            # An entry off the diagonal is finite if the two of its row and column on it are.
+            # By the Cauchy-Schwarz inequality, all entries are finite if the diagonal is.
             if not torch.isfinite(sums.diagonal()).all():
                 raise SphereBenchError(
                     f"keys of layer {layer} are not finite: use model.dtype=float32, and for "
                     "statistics.precision float32 or null"
                 )
             sums.div_(self.tokens)
-            # What lies left of the diagonal is mirrored block by block, without a second matrix.
+            # The lower triangle is mirrored block by block, without a second matrix.
             for start in range(0, len(sums), _ROWS_OF_SUMS):
                 own = slice(start, start + _ROWS_OF_SUMS)
                 behind = slice(start + _ROWS_OF_SUMS, None)
@@ -213,7 +212,7 @@ class _KeySums:
 
 
 def token_count(loaded: LoadedModel, layers: Sequence[int], tokens: int | None) -> int:
-    """How many ``tokens`` stand for, ``None`` meaning ten for every dimension of a key."""
+    """Number of tokens to read; ``None`` is ten for every dimension of a key."""
     widest = max(_key_widths(loaded, layers).values())
     return TOKENS_PER_DIMENSION * widest if tokens is None else tokens
 
@@ -223,5 +222,5 @@ def _key_widths(loaded: LoadedModel, layers: Sequence[int]) -> dict[int, int]:
 
 
 def double_device(loaded: LoadedModel) -> torch.device:
-    """The model's device, or the CPU where that one has no double precision."""
+    """The model's device, or the CPU if that device has no double precision."""
     return torch.device("cpu") if loaded.device.type == "mps" else loaded.device

@@ -1,4 +1,4 @@
-"""Second moments of keys, computed once for a model and a corpus, then read from disk."""
+"""Cache on disk for second moments of keys: computed once for a model and a corpus."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sphere_bench.data.corpus import corpus_fingerprint
-from sphere_bench.editing.statistics import (
+from sphere_bench.editing.statistics.second_moments import (
     GENERATED,
     MAX_LENGTH,
     TOKENS_PER_BATCH,
@@ -41,16 +41,16 @@ def load_or_compute(
     tokens_per_batch: int = TOKENS_PER_BATCH,
     precision: torch.dtype | None = None,
 ) -> dict[int, Tensor]:
-    """C of ``layers`` from the cache, or computed and put there.
+    """C of ``layers``, from the cache or computed and put there.
 
-    The cache's key is content alone: the model's configuration, tokenizer and weights, the layers
-    and their projections, the precision of the forwards, the corpus, the number of tokens and the
-    window. Where a model's folder lies and what it is called do not count.
+    What the result depends on is the key in the cache: the model's configuration, tokenizer and
+    weights, the layers and their projections, the precision of the forwards, the corpus, the number
+    of tokens and the window. The name and place of the model's folder do not matter.
 
     Args:
         corpus: see :func:`sphere_bench.data.corpus.corpus_texts`, or ``generated`` for text that
             the model writes itself.
-        cache_dir: :func:`default_cache_dir` when ``None``.
+        cache_dir: ``None`` is :func:`default_cache_dir`.
         loaded, layers, tokens, max_length, tokens_per_batch, precision: see
             :func:`second_moments`.
 
@@ -58,8 +58,8 @@ def load_or_compute(
         Layer to C [d_in, d_in], float64, on the model's device.
 
     Raises:
-        SphereBenchError: the cached file is damaged, the cache cannot be written or the corpus
-            not be read.
+        SphereBenchError: the cached file is damaged, the cache cannot be written, or the corpus
+            cannot be read.
     """
     folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     content = {
@@ -90,14 +90,15 @@ def load_or_compute(
 
 
 def default_cache_dir() -> Path:
-    """``statistics`` in $SPHERE_BENCH_CACHE, or in ~/.cache/sphere-bench where that is not set."""
+    """``statistics`` in $SPHERE_BENCH_CACHE, or in ~/.cache/sphere-bench if that is not set."""
     root = os.environ.get("SPHERE_BENCH_CACHE") or "~/.cache/sphere-bench"
     return Path(root).expanduser() / "statistics"
 
 
 def _module_name(loaded: LoadedModel, layer: int) -> str:
     projection = loaded.layout.projection(layer)
-    return next(name for name, module in loaded.model.named_modules() if module is projection)
+    names: dict[object, str] = {module: name for name, module in loaded.model.named_modules()}
+    return names[projection]
 
 
 def _write(file: Path, moments: dict[int, Tensor], content: dict[str, object]) -> None:

@@ -1,7 +1,7 @@
-"""Fine-tuning of the edited weights themselves, free or within a small ball."""
+"""Fine-tuning of the edited weights, free or within a small ball."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
+from sphere_bench.editing.batch import Batch
+from sphere_bench.editing.editor import EditingSetup
 from sphere_bench.errors import check_above, check_at_least, check_choice
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import backing_off, pad_right
@@ -18,21 +19,24 @@ from sphere_bench.models.tokens import encode_continuation
 
 
 class FineTuning:
-    """FT, and FT-L with a norm constraint: Adam on the edited weights, as MEMIT's code has it.
+    """FT, and FT-L with a norm constraint: Adam on the edited weights, as in MEMIT's code.
 
-    A step goes through the batch in chunks; a chunk whose loss is already small is left out, and
-    the batch ends once the mean loss is.
+    A step goes through the batch in chunks. A chunk with a loss below the threshold is left out;
+    the batch ends when its mean loss is below it.
 
     Args:
         setup: the run's model, weights and settings.
         steps: passes over the batch.
         learning_rate: Adam's.
-        norm_constraint: bound on every entry's change within a batch (FT-L), or ``None``.
-        loss: ``teacher_forced`` predicts every target token behind the ones before it;
-            ``last_position`` reads all of them off the prompt's last token, as the published code
-            does by mistake.
+        norm_constraint: bound on the change of every entry within a batch (FT-L), or ``None``.
+        loss: ``teacher_forced`` predicts every target token from the prompt and the target tokens
+            before it; ``last_position`` predicts all of them at the prompt's last token, which is a
+            mistake of the published code.
         chunk: requests in one forward.
         loss_threshold: of a chunk and of the batch.
+
+    Raises:
+        SphereBenchError: a number is out of its range.
     """
 
     def __init__(
@@ -46,7 +50,6 @@ class FineTuning:
         loss_threshold: float = 1e-2,
     ) -> None:
         self.setup = setup
-        self.pipeline = UpdatePipeline(setup)
         self.steps = steps
         self.learning_rate = learning_rate
         self.norm_constraint = norm_constraint
@@ -60,17 +63,12 @@ class FineTuning:
         self.chunk = chunk
         self.loss_threshold = loss_threshold
 
-    def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
-        weights, device = self.setup.weights, self.setup.loaded.device
-        before = dict(weights.current)
-        with self.pipeline.batch(self) as report:
-            with report.timed("update", device):
-                tuned = self._tune(requests, before)
-            for layer in weights.layers:
-                update = as_double(tuned[layer]) - as_double(before[layer])
-                report.layers[layer].update_norm = update.norm().item()
-                self.pipeline.write(layer, before[layer], update, report)
-        return report
+    def edit(self, batch: Batch) -> None:
+        before = dict(batch.weights.current)
+        with batch.timed("update"):
+            tuned = self._tune(batch.requests, before)
+        for layer, weight in tuned.items():
+            batch.write(layer, as_double(weight) - as_double(before[layer]))
 
     def _tune(
         self, requests: Sequence[EditRequest], before: Mapping[int, Tensor]
@@ -105,15 +103,18 @@ class FineTuning:
     def _find_gradients(
         self, requests: Sequence[EditRequest], tuned: Mapping[int, Tensor]
     ) -> float:
-        """The requests' loss, its gradients left in ``tuned``; in parts where memory runs out."""
+        """The loss of the requests, with its gradients in ``tuned``.
+
+        If memory runs out, the requests are split into smaller pieces.
+        """
 
         def add_up(size: int) -> float:
             for weight in tuned.values():
                 weight.grad = None
             total = 0.0
             for start in range(0, len(requests), size):
-                part = requests[start : start + size]
-                loss = self._loss(part, tuned) * (len(part) / len(requests))
+                piece = requests[start : start + size]
+                loss = self._loss(piece, tuned) * (len(piece) / len(requests))
                 loss.backward()
                 total += loss.item()
             return total
@@ -121,7 +122,7 @@ class FineTuning:
         return backing_off(add_up, len(requests), "requests")
 
     def _loss(self, requests: Sequence[EditRequest], tuned: Mapping[int, Tensor]) -> Tensor:
-        """Mean over requests of the mean NLL of the target's tokens."""
+        """Mean over requests of the mean NLL of the target tokens."""
         loaded = self.setup.loaded
         texts = [
             encode_continuation(loaded.tokenizer, request.prompt, request.target_new)
@@ -152,9 +153,3 @@ class FineTuning:
             output.logits[0].float(), torch.tensor(tokens, device=device), reduction="none"
         )
         return (nll * torch.tensor(weights, device=device)).sum() / len(requests)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Fine-tuning remembers nothing but the weights."""

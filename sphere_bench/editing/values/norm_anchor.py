@@ -1,23 +1,25 @@
-"""NAS: target values kept at the norm that they have on the unedited model."""
+"""NAS: target values with the norm that target values have on the unedited model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from sphere_bench.editing.editor import SolveValues
 from sphere_bench.errors import SphereBenchError
 
 
 class NormAnchor:
     """Norm-Anchor Scaling (arXiv 2602.02543): every z is rescaled to one reference norm.
 
-    The reference is the mean norm of pilot values of the unedited model, the largest share of them
-    dropped. The pilots are the stream's first requests, all of them where it has fewer.
+    The reference is the mean norm of the pilots' values on the unedited model, without the largest
+    ones. The pilots are the first requests of the dataset, or all of them if it has fewer.
 
     Args:
         pilots: how many requests the reference norm comes from.
-        drop: share of the pilots, those of largest norm, that are left out of the mean.
+        drop: share of the pilots to leave out of the mean, those with the largest norm.
+
+    Raises:
+        SphereBenchError: there would be no pilot.
     """
 
     def __init__(self, pilots: int = 1000, drop: float = 0.05) -> None:
@@ -29,11 +31,12 @@ class NormAnchor:
         self.drop = drop
         self._norm: Tensor | None = None
 
-    def __call__(self, values: Tensor, solve: SolveValues) -> Tensor:
+    def __call__(self, values: Tensor, solve: Callable[[int], Tensor]) -> Tensor:
         if self._norm is None:
             norms = solve(self.pilots).norm(dim=1).sort().values
             self._norm = norms[: len(norms) - int(self.drop * len(norms))].mean()
-        return values * (self._norm.to(values) / values.norm(dim=1, keepdim=True))
+        scales: Tensor = self._norm.to(values) / values.norm(dim=1, keepdim=True)
+        return values * scales
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._norm is None else {"norm": self._norm}

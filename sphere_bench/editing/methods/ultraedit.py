@@ -1,4 +1,4 @@
-"""UltraEdit: one closed-form shift from hidden states and gradients, no value optimisation."""
+"""UltraEdit: one closed-form update from hidden states and gradients, no value optimisation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.pipeline import BatchReport, EditingSetup, UpdatePipeline
+from sphere_bench.editing.batch import Batch
+from sphere_bench.editing.editor import EditingSetup
 from sphere_bench.errors import check_above
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
@@ -20,38 +21,36 @@ class UltraEdit:
     """UltraEdit (arXiv 2505.14679): dW = V^T H (H^T H + I)^-1, V = -lr ||h'||^2 g'.
 
     H [m, d_in] holds the projection's inputs h at the positions that predict the batch's m target
-    tokens, g the gradients of the loss at its outputs; h' and g' are both normalised by their mean
-    and standard deviation over the whole run so far, this batch included. The published code edits
-    several projections of some late layers; here it is the one that every editor edits.
+    tokens; g are the gradients of the loss at the projection's outputs. h' and g' are h and g,
+    normalised by their mean and standard deviation over the run so far, with this batch. The
+    published code edits several projections of some late layers; here it is the one projection that
+    every editor edits.
 
     Args:
         setup: the run's model, weights and settings.
         learning_rate: lr.
+
+    Raises:
+        SphereBenchError: the learning rate is not above 0.
     """
 
     def __init__(self, setup: EditingSetup, learning_rate: float = 1e-6) -> None:
         self.setup = setup
-        self.pipeline = UpdatePipeline(setup)
         check_above("editor.method.learning_rate", learning_rate, 0)
         self.learning_rate = learning_rate
         self._moments = {layer: RunningMoments() for layer in setup.weights.layers}
 
-    def edit(self, requests: Sequence[EditRequest]) -> BatchReport:
-        weights, device = self.setup.weights, self.setup.loaded.device
-        before = dict(weights.current)
-        with self.pipeline.batch(self) as report:
-            with report.timed("keys", device):
-                owners, features = backing_off(
-                    lambda tokens: self._features(requests, tokens), self.setup.tokens_per_batch
-                )
-            for layer in weights.layers:
-                for what, rows in zip(("key", "gradient"), features[layer], strict=True):
-                    self.pipeline.check_requests(what, rows, owners, report)
-                with report.timed("update", device):
-                    update = self._update(layer, *features[layer])
-                report.layers[layer].update_norm = update.norm().item()
-                self.pipeline.write(layer, before[layer], update, report)
-        return report
+    def edit(self, batch: Batch) -> None:
+        with batch.timed("keys"):
+            owners, features = backing_off(
+                lambda tokens: self._features(batch.requests, tokens), self.setup.tokens_per_batch
+            )
+        for layer, (hidden, gradients) in features.items():
+            batch.check("key", hidden, owners)
+            batch.check("gradient", gradients, owners)
+            with batch.timed("update"):
+                update = self._update(layer, hidden, gradients)
+            batch.write(layer, update)
 
     def _update(self, layer: int, hidden: Tensor, gradients: Tensor) -> Tensor:
         """dW [d_out, d_in] from H [m, d_in] and the gradients [m, d_out]."""
@@ -61,17 +60,19 @@ class UltraEdit:
         width = hidden.shape[1]
         strengths = normalized[:, :width].square().sum(dim=1, keepdim=True)
         values = -self.learning_rate * strengths * normalized[:, width:]
-        # (H^T H + I)^-1 H^T = H^T (H H^T + I)^-1, the smaller of the two systems.
+        # (H^T H + I)^-1 H^T = H^T (H H^T + I)^-1; the second system is the smaller one.
         system = hidden @ hidden.T
         system.diagonal().add_(1)
-        return torch.linalg.solve(system, values).T @ hidden
+        update: Tensor = torch.linalg.solve(system, values).T @ hidden
+        return update
 
     def _features(
         self, requests: Sequence[EditRequest], tokens_per_batch: int
     ) -> tuple[list[EditRequest], dict[int, tuple[Tensor, Tensor]]]:
-        """Per layer h [m, d_in] and g [m, d_out] at the m positions that predict a target token.
+        """The features of the m positions that predict a target token.
 
-        Before them, the request that each position belongs to.
+        Returns:
+            The request of each position, [m], and for each layer h [m, d_in] and g [m, d_out].
         """
         loaded = self.setup.loaded
         texts = [
@@ -98,7 +99,7 @@ class UltraEdit:
                 select_positions(loaded.layout.head, rows, columns),
             ):
                 output = loaded.model(input_ids=tokens, use_cache=False)
-            # The mean over the whole batch, however it is split.
+            # The mean over the tokens of the whole batch, not of this group.
             loss = functional.cross_entropy(output.logits[0].float(), targets, reduction="sum")
             loss = loss / sum(text.target_length for text in texts)
             layers = list(projections)
@@ -107,8 +108,8 @@ class UltraEdit:
                 hidden = as_double(inputs[layer].detach()[rows, columns])
                 found[layer].append((hidden, as_double(gradient[rows, columns])))
         return owners, {
-            layer: (torch.cat([hidden for hidden, _ in parts]), torch.cat([g for _, g in parts]))
-            for layer, parts in found.items()
+            layer: (torch.cat([hidden for hidden, _ in pairs]), torch.cat([g for _, g in pairs]))
+            for layer, pairs in found.items()
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class UltraEdit:
 
 
 class RunningMoments:
-    """Mean and standard deviation of every column over all rows seen, by Chan's update."""
+    """Mean and standard deviation of every column over all rows so far, by Chan's update."""
 
     def __init__(self) -> None:
         self.count = torch.zeros((), dtype=torch.float64)
@@ -128,7 +129,7 @@ class RunningMoments:
         self.squares = torch.zeros((), dtype=torch.float64)
 
     def update(self, rows: Tensor) -> None:
-        """Take note of ``rows`` [m, columns]."""
+        """Add ``rows`` [m, columns]."""
         added, mean = len(rows), rows.mean(dim=0)
         shift = mean - self.mean.to(mean)
         total = self.count.item() + added
@@ -138,7 +139,7 @@ class RunningMoments:
         self.count = torch.tensor(total, dtype=torch.float64)
 
     def normalize(self, rows: Tensor) -> Tensor:
-        """``rows`` less the mean, over the standard deviation."""
+        """``rows`` minus the mean, divided by the standard deviation."""
         deviation = (self.squares / max(self.count.item() - 1, 1)).sqrt()
         return (rows - self.mean) / (deviation + torch.finfo(rows.dtype).eps)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sphere_bench.editing import statistics
-from sphere_bench.editing.statistics import second_moments
-from sphere_bench.editing.statistics_cache import default_cache_dir, load_or_compute
+from sphere_bench.editing.statistics import second_moments as statistics
+from sphere_bench.editing.statistics.cache import default_cache_dir, load_or_compute
+from sphere_bench.editing.statistics.second_moments import second_moments
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.fingerprint import model_fingerprint
 from sphere_bench.models.loading import LoadedModel, load_model
@@ -262,6 +262,6 @@ def test_a_self_written_corpus_is_cached_like_any_other(llama, tmp_path, monkeyp
     def never(*arguments):
         raise AssertionError("the moments are in the cache")
 
-    monkeypatch.setattr("sphere_bench.editing.statistics.self_written_texts", never)
+    monkeypatch.setattr("sphere_bench.editing.statistics.second_moments.self_written_texts", never)
     again = load_or_compute(llama, [0], "generated", 100, tmp_path)
     assert torch.equal(again[0], moments[0])

@@ -1,0 +1,1 @@
+"""Editors that are not locate-then-edit."""

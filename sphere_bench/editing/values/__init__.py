@@ -1,0 +1,1 @@
+"""Target values: what the last edited layer should put out at the subject."""
