@@ -9,25 +9,20 @@ NaN, and means leave it out.
 import math
 from collections.abc import Iterable, Sequence
 
-from sphere_bench.data.records import Accuracy, Kind
+from sphere_bench.data.records import KINDS, Accuracy, PromptKind
 
-METRIC_OF_KIND: dict[Kind, str] = {
-    "rewrite": "efficacy",
-    "paraphrase": "generalization",
-    "neighbourhood": "specificity",
-}
-METRICS = (*METRIC_OF_KIND.values(), "score")
+METRICS = (*(kind.metric for kind in KINDS), "score")
 
 
-def success(kind: Kind, nll_new: float | None, nll_true: float | None) -> float:
+def success(kind: PromptKind, nll_new: float | None, nll_true: float | None) -> float:
     """1 if the target that should win is the likelier one, else 0; NaN without both targets.
 
-    The new target should win on rewrite and paraphrase prompts, the true one on neighbourhood
-    prompts. Equal or NaN likelihoods are no success.
+    The kind of the prompt says which one should win: the new one on rewrite and paraphrase
+    prompts, the true one on neighbourhood prompts. Equal or NaN likelihoods are no success.
     """
     if nll_new is None or nll_true is None:
         return math.nan
-    return float(nll_true < nll_new if kind == "neighbourhood" else nll_true > nll_new)
+    return float(nll_true < nll_new if kind.wants == "true" else nll_true > nll_new)
 
 
 def accuracy(matches: Sequence[bool] | None, rule: Accuracy) -> float:

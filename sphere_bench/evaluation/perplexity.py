@@ -1,14 +1,15 @@
 """Perplexity of a fixed text: whether the edited model still knows how to write."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.evaluation.columns import Column, Declared
+from sphere_bench.evaluation.probe import Findings, Moment, ProbeSetup
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.hooks import select_positions
-from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.tokens import token_windows
 
 MAX_LENGTH = 512
@@ -18,21 +19,29 @@ class Perplexity:
     """exp of the mean NLL of a text's tokens, each given those before it in its window.
 
     Args:
-        loaded: the model under edit; it is read anew at every call.
-        texts: ordinary text; a long one is cut into windows of 512 tokens.
-        tokens: how many tokens of it, from its beginning.
-        tokens_per_batch: padded tokens in one forward; halved when memory runs out.
+        setup: the run's model; it is read anew at every turn.
+        tokens: how many tokens of the text, from its beginning; 0 leaves the probe out.
+        corpus: ordinary text, named as in ``statistics.corpus``; a long text is cut into windows of
+            512 tokens.
 
     Raises:
         SphereBenchError: no text is longer than a token.
     """
 
-    def __init__(
-        self, loaded: LoadedModel, texts: Iterable[str], tokens: int, tokens_per_batch: int = 4096
-    ) -> None:
-        self.loaded = loaded
-        self.tokens_per_batch = tokens_per_batch
-        windows = token_windows(loaded, texts, tokens, MAX_LENGTH)
+    stage = "evaluate"
+    declares = Declared(
+        step=(Column("perplexity", "real", "perplexity of perplexity.corpus after the step"),)
+    )
+
+    def __init__(self, setup: ProbeSetup, tokens: int = 1000, corpus: str = "bundled") -> None:
+        self.loaded = setup.loaded
+        self.tokens_per_batch = setup.tokens_per_batch
+        self._windows: list[list[int]] = []
+        if not tokens:
+            return
+        windows = token_windows(
+            setup.loaded, setup.texts(corpus, "perplexity.corpus"), tokens, MAX_LENGTH
+        )
         self._windows = [window for window in windows if len(window) > 1]
         if not self._windows:
             raise SphereBenchError(
@@ -40,7 +49,10 @@ class Perplexity:
                 "raise it or name another corpus"
             )
 
-    def __call__(self) -> float:
+    def measure(self, moment: Moment) -> Findings:
+        return Findings(step={"perplexity": self.perplexity()} if self._windows else {})
+
+    def perplexity(self) -> float:
         """The perplexity; NaN for a model that puts out NaN."""
         total = backing_off(self._nll, self.tokens_per_batch)
         predicted = sum(len(window) - 1 for window in self._windows)

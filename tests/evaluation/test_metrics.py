@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sphere_bench.data.records import KINDS, NEIGHBOURHOOD, PARAPHRASE, REWRITE, PromptKind
 from sphere_bench.evaluation.metrics import (
     accuracy,
     harmonic_mean,
@@ -17,27 +18,27 @@ from sphere_bench.evaluation.metrics import (
 NAN = math.nan
 
 
-@pytest.mark.parametrize("kind", ["rewrite", "paraphrase"])
-def test_the_new_target_should_win_on_rewrites_and_paraphrases(kind: str) -> None:
-    assert success(kind, nll_new=1.0, nll_true=2.0) == 1.0  # type: ignore[arg-type]
-    assert success(kind, nll_new=2.0, nll_true=1.0) == 0.0  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", [REWRITE, PARAPHRASE])
+def test_the_new_target_should_win_on_rewrites_and_paraphrases(kind: PromptKind) -> None:
+    assert success(kind, nll_new=1.0, nll_true=2.0) == 1.0
+    assert success(kind, nll_new=2.0, nll_true=1.0) == 0.0
 
 
 def test_the_true_target_should_win_on_neighbours() -> None:
-    assert success("neighbourhood", nll_new=2.0, nll_true=1.0) == 1.0
-    assert success("neighbourhood", nll_new=1.0, nll_true=2.0) == 0.0
+    assert success(NEIGHBOURHOOD, nll_new=2.0, nll_true=1.0) == 1.0
+    assert success(NEIGHBOURHOOD, nll_new=1.0, nll_true=2.0) == 0.0
 
 
-@pytest.mark.parametrize("kind", ["rewrite", "paraphrase", "neighbourhood"])
-def test_equal_or_nan_likelihoods_are_no_success(kind: str) -> None:
-    assert success(kind, 1.0, 1.0) == 0.0  # type: ignore[arg-type]
-    assert success(kind, NAN, NAN) == 0.0  # type: ignore[arg-type]
-    assert success(kind, 1.0, NAN) == 0.0  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_or_nan_likelihoods_are_no_success(kind: PromptKind) -> None:
+    assert success(kind, 1.0, 1.0) == 0.0
+    assert success(kind, NAN, NAN) == 0.0
+    assert success(kind, 1.0, NAN) == 0.0
 
 
 def test_without_both_targets_there_is_no_success() -> None:
-    assert math.isnan(success("rewrite", 1.0, None))
-    assert math.isnan(success("neighbourhood", None, 1.0))
+    assert math.isnan(success(REWRITE, 1.0, None))
+    assert math.isnan(success(NEIGHBOURHOOD, None, 1.0))
 
 
 def test_accuracy_of_all_tokens_and_of_their_share() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sphere_bench.data.load import load_dataset
-from sphere_bench.evaluation.protocol import PromptResult, score_records
+from sphere_bench.data.record_file import RecordFile
+from sphere_bench.data.selection import select
+from sphere_bench.evaluation.teacher_forced import PromptResult, score_records
 from tests.golden_numbers import NAMES, Golden, load_golden
 
 KINDS = {"rewrite": "rewrite", "paraphrase": "paraphrase", "neighbourhood": "neighborhood"}
@@ -21,7 +22,7 @@ def scored(golden: Golden, key: str, folder: Path) -> list[dict[str, list[Prompt
     """The results of each record by the published name of their kind."""
     path = folder / "records.json"
     path.write_text(json.dumps(golden.figures[key]))
-    dataset = load_dataset("golden", str(path))
+    dataset = select(RecordFile(str(path)), name="golden")
     results = score_records(golden.loaded, dataset.records, dataset.accuracy)
     return [
         {

@@ -8,8 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from sphere_bench.data.records import EditRequest, EvalCase, EvalPrompt, Record
-from sphere_bench.evaluation.protocol import score_records, summarize
 from sphere_bench.evaluation.scoring import score_targets
+from sphere_bench.evaluation.teacher_forced import score_records, summarize
 from tests.evaluation.fake_model import fake_model
 from tests.evaluation.tokenizer_families import FAMILIES, build
 
