@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sphere_bench.checkpoints import Checkpoint, Checkpoints
-from sphere_bench.editing.statistics_cache import load_or_compute
+from sphere_bench.editing.statistics.cache import load_or_compute
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.loading import LoadedModel, load_model
+from sphere_bench.run_folder.checkpoints import Checkpoint, Checkpoints
 from tests.fuzzing import damaged, fuzz, mutated
 from tests.golden_numbers import GOLDEN, NAMES
 
@@ -117,7 +117,9 @@ def test_damaged_key_statistics_are_refused_or_unchanged(data: st.DataObject) ->
 @fuzz(60)
 @given(data=st.data())
 def test_a_damaged_checkpoint_is_passed_over_or_unchanged(name: str, data: st.DataObject) -> None:
-    saved = Checkpoint(2, {0: torch.arange(6.0).view(2, 3)}, {"keys": torch.ones(4)}, "abc")
+    saved = Checkpoint(
+        2, {0: torch.arange(6.0).view(2, 3)}, {"keys": torch.ones(4)}, run_hash="abc"
+    )
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         checkpoints.save(Checkpoint(1, {0: torch.zeros(2, 3)}))

@@ -1,14 +1,14 @@
 """Checkpoints of a run: enough to go on bit for bit, verified when read.
 
 ``checkpoints/step-<n>/`` holds `weights.safetensors` (the edited weights), `editor.safetensors`
-(what the editor remembers) and `state.json`, which carries the checksums of the other two and of
-itself.
+and `probes.safetensors` (what the editor and the probes remember) and `state.json`, which carries
+the checksums of the others and of itself.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sphere_bench import __version__
+from sphere_bench.editing.state import flatten_state, unflatten_state
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.files import atomic_folder, remove_folder, remove_partial, write_json
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, EDITOR, STATE = "weights.safetensors", "editor.safetensors", "state.json"
-_SEPARATOR = "/"
+WEIGHTS, EDITOR, PROBES = "weights.safetensors", "editor.safetensors", "probes.safetensors"
+STATE = "state.json"
+_FILES = (WEIGHTS, EDITOR, PROBES)
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,15 @@ class Checkpoint:
     Attributes:
         step: the last step that was made.
         weights: layer to the edited weight W [d_out, d_in], float32.
-        editor: the editor's ``state_dict()``: tensors, in dicts of dicts if need be.
-        run_hash: of what decides the run's numbers, see ``ownership.run_hash``.
+        editor: what the editor remembers: tensors, in dicts of dicts if need be.
+        probes: the same of the probes.
+        run_hash: of what decides the run's numbers, see ``run_folder.identity``.
     """
 
     step: int
     weights: Mapping[int, Tensor]
     editor: Mapping[str, Any] = field(default_factory=dict)
+    probes: Mapping[str, Any] = field(default_factory=dict)
     run_hash: str = ""
 
 
@@ -77,21 +81,23 @@ class Checkpoints:
         }
         with atomic_folder(self._path(checkpoint.step)) as folder:
             save_file(_on_cpu(weights), folder / WEIGHTS)
-            save_file(_on_cpu(dict(_flatten(checkpoint.editor))), folder / EDITOR)
+            save_file(_on_cpu(dict(flatten_state(checkpoint.editor, "editor"))), folder / EDITOR)
+            save_file(_on_cpu(dict(flatten_state(checkpoint.probes, "probes"))), folder / PROBES)
             state = {
                 "step": checkpoint.step,
                 "run_hash": checkpoint.run_hash,
                 "version": __version__,
                 "kept": checkpoint.step in self.milestones,
-                "sha256": {name: _checksum(folder / name) for name in (WEIGHTS, EDITOR)},
+                "sha256": {name: _checksum(folder / name) for name in _FILES},
             }
             write_json(folder / STATE, {**state, "sha256_of_state": _digest(state)})
         self._prune()
 
     def rewind(self, step: int) -> None:
-        """Remove the checkpoints behind ``step``, which are damaged, and what a kill left over.
+        """Remove the checkpoints behind ``step`` and what a killed process left over.
 
-        They would count as the latest otherwise.
+        They are damaged, or the run is about to make their steps again: they would count as the
+        latest otherwise.
         """
         remove_partial(self.folder)
         for later in self.steps():
@@ -118,13 +124,18 @@ class Checkpoints:
         numbers = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
         return sorted(int(number) for number in numbers if number.isdecimal())
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self, until: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that is whole; a damaged one is passed over with a warning.
+
+        Args:
+            until: later steps do not count.
 
         Returns:
             The checkpoint, its tensors on the CPU, or ``None`` where there is none.
         """
         for step in reversed(self.steps()):
+            if until is not None and step > until:
+                continue
             try:
                 return self._read(step)
             except _Damaged as error:
@@ -153,7 +164,7 @@ class Checkpoints:
             state = json.loads((folder / STATE).read_text("utf-8"))
             if state.pop("sha256_of_state") != _digest(state) or state["step"] != step:
                 raise _Damaged(f"{folder / STATE} is not what was written")
-            for name in (WEIGHTS, EDITOR):
+            for name in _FILES:
                 if _checksum(folder / name) != state["sha256"][name]:
                     raise _Damaged(f"{folder / name} is not what was written")
             weights = {
@@ -163,7 +174,8 @@ class Checkpoints:
             return Checkpoint(
                 step=step,
                 weights=dict(sorted(weights.items())),
-                editor=_unflatten(load_file(folder / EDITOR)),
+                editor=unflatten_state(load_file(folder / EDITOR)),
+                probes=unflatten_state(load_file(folder / PROBES)),
                 run_hash=state["run_hash"],
             )
         except (
@@ -193,29 +205,6 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         storages.add(own.untyped_storage().data_ptr())
         ready[name] = own
     return ready
-
-
-def _flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    for key, value in nested.items():
-        if not isinstance(key, str) or _SEPARATOR in key:
-            raise ValueError(f"a key of an editor's state must be a string without '/': {key!r}")
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}{_SEPARATOR}")
-        elif isinstance(value, Tensor):
-            yield f"{prefix}{key}", value
-        else:
-            raise ValueError(f"an editor's state holds tensors, not {type(value).__name__}: {key}")
-
-
-def _unflatten(flat: Mapping[str, Tensor]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, tensor in flat.items():
-        *parents, key = name.split(_SEPARATOR)
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[key] = tensor
-    return nested
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -1,8 +1,5 @@
 """Where a run's numbers come from: versions, machine, code, model, data and configuration."""
 
-import hashlib
-import json
-import logging
 import os
 import platform
 import subprocess
@@ -15,12 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sphere_bench import __version__
-from sphere_bench.errors import SphereBenchError
-from sphere_bench.files import write_json
 
-logger = logging.getLogger(__name__)
-
-FILE = "provenance.json"
 PACKAGES = (
     "torch",
     "transformers",
@@ -36,22 +28,14 @@ PACKAGES = (
 )
 
 
-def collect(
-    *,
-    config: Mapping[str, Any],
-    device: str,
-    model_fingerprint: str | None = None,
-    dataset_fingerprint: str | None = None,
-) -> dict[str, Any]:
-    """What is needed to tell later which code, model and data made a run's numbers.
+def collect(*, config: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """What is needed to know later which code and machine made a run's numbers.
 
     It never fails and asks no network: what cannot be found out is ``None``.
 
     Args:
         config: the whole resolved configuration as plain containers.
         device: the torch device that the model is on.
-        model_fingerprint: see ``models.fingerprint``; of the unedited model.
-        dataset_fingerprint: of the records of the run.
     """
     return {
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -63,58 +47,12 @@ def collect(
         "device": _device(device),
         "command": sys.argv,
         "config": config,
-        "model_fingerprint": model_fingerprint,
-        "dataset_fingerprint": dataset_fingerprint,
     }
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a run has begun in the folder."""
-    return (folder / FILE).is_file()
-
-
-def record(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``provenance.json`` of a run that begins."""
-    write_json(folder / FILE, {**facts, "resumed": []})
-
-
-def record_resumed(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Add the facts of a resumed run to those of its first start, as far as they are others."""
-    first = read(folder)
-    news = {key: value for key, value in facts.items() if first.get(key) != value}
-    for key in ("git", "device"):
-        if key in news:
-            logger.warning("going on with another %s: %s -> %s", key, first.get(key), news[key])
-    write_json(folder / FILE, {**first, "resumed": [*first["resumed"], news]})
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """What ``provenance.json`` says.
-
-    Raises:
-        SphereBenchError: it is missing or damaged.
-    """
-    file = folder / FILE
-    try:
-        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        if content.keys() >= {"config", "packages", "resumed"}:
-            return content
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise SphereBenchError(
-        f"{file}, which says what the numbers are from, is missing or damaged: restore it or "
-        "choose another run.name"
-    )
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def git_state() -> dict[str, Any] | None:
     """Commit and cleanness of the checkout that this package runs from, if it runs from one."""
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     try:
         # An installed package may lie inside somebody else's repository.
         if Path(_git(checkout, "rev-parse", "--show-toplevel")).resolve() != checkout:
@@ -165,7 +103,7 @@ def _processor() -> str | None:
 
 
 def _device(device: str) -> dict[str, Any]:
-    """The device's name and memory, as torch tells them."""
+    """The device's name and memory, as torch reports them."""
     facts: dict[str, Any] = {"torch_device": device, "name": None, "memory_bytes": None}
     if device.startswith("cuda"):
         with suppress(Exception):  # a driver in trouble must not keep a run from starting

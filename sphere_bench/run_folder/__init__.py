@@ -1,0 +1,1 @@
+"""A run's folder: its tables, checkpoints and where its numbers come from."""
