@@ -1,25 +1,30 @@
-"""The stream: edit a batch, evaluate, record, and go on where an earlier process stopped."""
+"""The stream: edit a batch, measure, record, and go on where an earlier process stopped."""
 
 import logging
 import math
 import sys
 from dataclasses import dataclass, field, replace
-from typing import NoReturn
+from functools import partial
 
 import torch
-from tqdm import tqdm
 
-from sphere_bench.checkpoints import Checkpoint, Checkpoints
-from sphere_bench.collapse import Collapse
 from sphere_bench.data.records import EditDataset, EditRequest
-from sphere_bench.editing.editor import Editor
-from sphere_bench.editing.pipeline import BatchReport
+from sphere_bench.editing.batch import BatchReport
+from sphere_bench.editing.pipeline import EditingPipeline
+from sphere_bench.editing.untouched import UntouchedParameters
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.measuring import StepMeasurer
-from sphere_bench.recording import Progress, Recorder, State
+from sphere_bench.evaluation.collapse import Collapse
+from sphere_bench.run_folder.checkpoints import Checkpoint, Checkpoints
+from sphere_bench.run_folder.folder import Progress, State
+from sphere_bench.run_folder.table_files import first_gap
+from sphere_bench.run_folder.tables import Recorder
 from sphere_bench.signals import Stopped, StopRequest, handled_by
-from sphere_bench.tracking import Track
+from sphere_bench.stream.early_stopping import EarlyStopping
+from sphere_bench.stream.measuring import Measurer
+from sphere_bench.stream.progress_bar import ProgressBar
+from sphere_bench.stream.recorded_columns import STEPS
+from sphere_bench.stream.trackers import Track
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +36,7 @@ class RunSettings:
     Attributes:
         batch_size: edits in a step.
         checkpoint_every: steps between checkpoints; the last step has one in any case.
-        run_hash: a checkpoint of another run is refused, see ``ownership.run_hash``.
+        run_hash: a checkpoint of another run is refused, see ``run_folder.identity``.
         collapse: thresholds at which the run ends early.
     """
 
@@ -47,12 +52,13 @@ class SequentialRun:
     Args:
         dataset: the records, edited in their order.
         weights: the weights under edit.
-        editor: writes a batch into the model.
+        editing: writes a batch into the model.
+        untouched: what it must leave alone, checked before every checkpoint.
         measurer: makes the rows of a step.
         recorder: the run's tables.
         checkpoints: the run's checkpoints.
         settings: the stream's numbers.
-        track: told of each step's rows of `steps` and `layers` once they are on disk.
+        track: is given each step's rows once they are on disk.
     """
 
     def __init__(
@@ -60,8 +66,9 @@ class SequentialRun:
         *,
         dataset: EditDataset,
         weights: EditedWeights,
-        editor: Editor,
-        measurer: StepMeasurer,
+        editing: EditingPipeline,
+        untouched: UntouchedParameters,
+        measurer: Measurer,
         recorder: Recorder,
         checkpoints: Checkpoints,
         settings: RunSettings,
@@ -70,13 +77,15 @@ class SequentialRun:
         self.total = len(dataset.records)
         self.dataset = dataset
         self.weights = weights
-        self.editor = editor
+        self.editing = editing
+        self.untouched = untouched
         self.measurer = measurer
         self.recorder = recorder
         self.checkpoints = checkpoints
         self.settings = settings
         self.track = track
         self.last_step = math.ceil(self.total / settings.batch_size)
+        self.early_stopping = EarlyStopping(settings.collapse)
         self._recorded = -1  # by earlier processes
 
     def run(self) -> None:
@@ -104,20 +113,16 @@ class SequentialRun:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         step = self._resume()
-        done = self._edits(step)
-        with tqdm(
-            total=self.total, initial=done, desc="editing", unit="edit", disable=None
-        ) as progress:
+        collapsed = self.early_stopping.resume(self.recorder.folder, step)
+        with ProgressBar(self.measurer.scopes, self.measurer.tables, step) as progress:
             try:
                 if step < 0:
                     step = 0
                     self._finish_step(0, None, progress)
-                collapsed = self.settings.collapse.reached_in(self.recorder.folder, step)
                 while step < self.last_step and not collapsed and stop.number is None:
                     step += 1
-                    report = self.editor.edit(self._requests(step))
+                    report = self.editing.edit(self._requests(step), partial(progress.move, step))
                     collapsed = self._finish_step(step, report, progress)
-                    progress.update(self._edits(step) - progress.n)
                 if step == self.last_step or collapsed:
                     state: State = "done" if step == self.last_step else "collapsed"
                     # Under other thresholds an earlier process went further.
@@ -129,10 +134,14 @@ class SequentialRun:
                     self._save_checkpoint(step)
                 self.recorder.write_progress(self._progress(step, "interrupted"))
             except (KeyboardInterrupt, SphereBenchError):
-                recorded = self.recorder.progress()
-                if recorded is not None:
-                    self.recorder.write_progress(replace(recorded, state="interrupted"))
+                self._note_interruption()
                 raise
+
+    def _note_interruption(self) -> None:
+        """Note that the run was stopped, with the rows that the last whole step had."""
+        recorded = self.recorder.folder.progress()
+        if recorded is not None:
+            self.recorder.folder.write_progress(replace(recorded, state="interrupted"))
 
     def _resume(self) -> int:
         """Take up the latest checkpoint: its step, or -1 where the run has to start anew.
@@ -140,10 +149,14 @@ class SequentialRun:
         Steps recorded since are made again; their rows stay until those of the same step replace
         them, so that nothing is ever taken back.
         """
-        checkpoint = self.checkpoints.latest()
-        recorded = self.recorder.progress()
+        folder = self.recorder.folder
+        gap, recorded = first_gap(folder), folder.progress()
+        checkpoint = self.checkpoints.latest(until=None if gap is None else gap - 1)
         step = checkpoint.step if checkpoint else -1
         self._recorded = max(step, recorded.step if recorded else -1)
+        if gap is not None:
+            logger.warning("%s lacks rows from step %d on: they are made again", folder, gap)
+            self._recorded = step
         if checkpoint is not None:
             if checkpoint.run_hash != self.settings.run_hash:
                 raise SphereBenchError(
@@ -152,7 +165,8 @@ class SequentialRun:
                 )
             for layer, weight in checkpoint.weights.items():
                 self.weights.write(layer, weight)
-            self.editor.load_state_dict(checkpoint.editor)
+            self.editing.load_state_dict(checkpoint.editor)
+            self.measurer.load_state_dict(checkpoint.probes)
         self.checkpoints.rewind(step)
         self.recorder.rewind(self._recorded)
         if self._recorded >= 0:
@@ -160,61 +174,69 @@ class SequentialRun:
             logger.info("going on after step %d of %d", step, self.last_step)
         return step
 
-    def _finish_step(
-        self, step: int, report: BatchReport | None, progress: "tqdm[NoReturn]"
-    ) -> bool:
+    def _finish_step(self, step: int, report: BatchReport | None, progress: ProgressBar) -> bool:
         """Measure, record and, where it is time, save a checkpoint.
 
         Returns:
             Whether the model has collapsed.
         """
-        found = self.measurer.measure(step, self._edits(step), self.settings.batch_size, report)
-        main = found.steps[0]
-        edited = report is not None and not report.skipped
-        collapsed = (
-            edited
-            and found.evaluated
-            and self.settings.collapse.reached(
-                main["efficacy"], main["perplexity"], self.measurer.unedited_perplexity
-            )
-        )
+        found = self.measurer.measure(step, report)
+        steps = found.tables[STEPS]
+        collapsed = self.early_stopping.reached(steps)
         own = {"peak_memory_bytes": peak_memory_bytes(self.weights), "collapsed": collapsed}
-        steps = [{**row, **own} for row in found.steps]
-        self.recorder.commit_step(
-            step,
-            steps=steps,
-            layers=found.layers,
-            cases=found.cases,
-            geometry=found.geometry,
-            progress=self._progress(step, "running"),
-        )
+        rows = {**found.tables, STEPS: [{**row, **own} for row in steps]}
+        self.recorder.commit_step(step, rows, self._progress(step, "running"))
         if self.track:
-            self.track(step, steps, found.layers)
+            self.track(step, rows)
         if collapsed or self._checkpoint_due(step):
             self._save_checkpoint(step)
-        if found.evaluated:
-            progress.set_postfix(
-                efficacy=f"{main['efficacy']:.1f}", he_ratio=f"{main['he_ratio']:.6f}"
-            )
+        progress.finish(step, steps[0] if found.evaluated else None)
         return collapsed
 
     def _checkpoint_due(self, step: int) -> bool:
         if not step:  # the unedited model
             return False
+        # A longer run makes a provisional last step again, from the one before.
+        again = step == self.last_step - 1 and self.measurer.is_provisional(self.total)
         regular = step % self.settings.checkpoint_every == 0
-        return regular or step == self.last_step or step in self.checkpoints.milestones
+        return regular or again or step == self.last_step or step in self.checkpoints.milestones
+
+    def take_back_provisional(self, records: int) -> None:
+        """Make the last step of a shorter run again, where this longer one makes it otherwise.
+
+        The batch may have been partial, and probes measured after it that have no turn there now.
+
+        Args:
+            records: of the shorter run; 0 where there was none.
+        """
+        last = math.ceil(records / self.settings.batch_size)
+        recorded = self.recorder.folder.progress()
+        reached = max(self.checkpoints.steps(), default=-1) if recorded is None else recorded.step
+        if 0 < records < self.total and reached >= last and self.measurer.is_provisional(records):
+            before = last - 1
+            self.checkpoints.rewind(before)
+            self.recorder.rewind(before)
+            self._recorded = before
+            self.recorder.write_progress(self._progress(before, "interrupted"))
 
     def _save_checkpoint(self, step: int) -> None:
-        state = self.editor.state_dict()
-        self.checkpoints.save(Checkpoint(step, self.weights.current, state, self.settings.run_hash))
+        self.untouched.check()
+        self.checkpoints.save(
+            Checkpoint(
+                step,
+                self.weights.current,
+                self.editing.state_dict(),
+                self.measurer.state_dict(),
+                self.settings.run_hash,
+            )
+        )
 
     def _requests(self, step: int) -> list[EditRequest]:
         batch = self.dataset.records[self._edits(step - 1) : self._edits(step)]
         return [record.request for record in batch]
 
     def _edits(self, step: int) -> int:
-        """Edits made by the end of ``step``."""
-        return min(max(step, 0) * self.settings.batch_size, self.total)
+        return self.measurer.scopes.edits(step)
 
     def _progress(self, step: int, state: State) -> Progress:
         """The progress once ``step`` is recorded; it does not fall while steps are made again."""

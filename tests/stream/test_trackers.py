@@ -9,13 +9,14 @@ import pytest
 from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sphere_bench import tracking
 from sphere_bench.cli import main
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.evaluation.metrics import METRICS
-from sphere_bench.recording import SCHEMAS
-from sphere_bench.tracking import check_trackers, measurements, open_trackers
+from sphere_bench.evaluation.columns import Column, Declared
+from sphere_bench.stream import trackers as tracking
+from sphere_bench.stream.recorded_columns import DeclaredBy, RunTables
+from sphere_bench.stream.trackers import check_trackers, measurements, open_trackers
 
+NAMES = ("steps", "layers")
 QUICK = (
     "model.values.steps=3",
     "values.contexts=['Nobody knew why. {}']",
@@ -46,13 +47,38 @@ class Recorded:
         self.finished = True
 
 
-def test_numbers_are_named_by_scope_by_layer_or_by_themselves():
-    steps = [
-        {"step": 3, "edits": 30, "scope": scope, "records": 5, "efficacy": value, "he_ratio": 1.5}
-        for scope, value in (("batch", 90.0), ("seen", math.nan))
+TABLES = RunTables(
+    [
+        DeclaredBy(
+            "mine",
+            "mine",
+            Declared(
+                step=(Column("he_ratio", "real", "energy"),),
+                scope=(Column("efficacy", "real", "a score"),),
+                layer=(Column("drift", "real", "how far"),),
+            ),
+        )
     ]
-    layers = [{"step": 3, "edits": 30, "layer": 4, "drift": 0.1, "rank": None}]
-    assert measurements(steps, layers) == {
+)
+
+
+def rows(*scores: float, **layer: Any) -> dict[str, list[dict[str, Any]]]:
+    """A step's rows: a scope for each score, one layer."""
+    columns = TABLES.columns
+    empty = {name: {c.column.name: None for c in columns if c.table == name} for name in NAMES}
+    position = {"step": 3, "edits": 30}
+    return {
+        "steps": [
+            {**empty["steps"], **position, "scope": scope, "efficacy": score, "he_ratio": 1.5}
+            for scope, score in zip(("batch", "seen"), scores, strict=False)
+        ],
+        "layers": [{**empty["layers"], **position, **layer}],
+    }
+
+
+def test_numbers_are_named_by_scope_by_layer_or_by_themselves():
+    found = measurements(TABLES, rows(90.0, math.nan, layer=4, drift=0.1))
+    assert found == {
         "batch/efficacy": 90.0,
         "edits": 30,
         "he_ratio": 1.5,
@@ -61,26 +87,26 @@ def test_numbers_are_named_by_scope_by_layer_or_by_themselves():
 
 
 def test_what_is_a_steps_own_is_sent_once():
-    row = {name: 1.0 for name in SCHEMAS["steps"].names}
-    sent = measurements([{**row, "scope": scope} for scope in ("batch", "seen")], [])
-    scoped = {name.removeprefix("seen/") for name in sent if name.startswith("seen/")}
-    assert {name.split("_")[0] for name in scoped} == {*METRICS}
+    sent = measurements(TABLES, rows(90.0, 80.0, layer=4))
+    assert {name for name in sent if "/" in name} == {"batch/efficacy", "seen/efficacy"}
 
 
 def test_without_trackers_there_is_nothing_to_call(tmp_path):
-    with open_trackers([], tmp_path, {}) as track:
+    with open_trackers([], tmp_path, {}, TABLES) as track:
         assert track is None
 
 
 def test_a_tracker_gets_the_configuration_and_the_steps_and_is_finished(tmp_path, monkeypatch):
     tracker = Recorded()
     monkeypatch.setattr(tracking, "_start", lambda name, folder: tracker)
-    with open_trackers(["wandb"], tmp_path, {"a": {"b": 1, "c": [2, 3]}, "d": None}) as track:
+    with open_trackers(
+        ["wandb"], tmp_path, {"a": {"b": 1, "c": [2, 3]}, "d": None}, TABLES
+    ) as track:
         assert track is not None
-        track(0, [], [])
-        track(1, [], [{"layer": 2, "he": 4.0}])
+        track(0, {"steps": [], "layers": []})
+        track(1, rows(layer=2, drift=4.0))
     assert tracker.config == {"a.b": 1, "a.c": "[2, 3]", "d": "None"}
-    assert tracker.logged == {0: {}, 1: {"layer_2/he": 4.0}}
+    assert tracker.logged == {0: {}, 1: {"layer_2/drift": 4.0}}
     assert tracker.finished
 
 
@@ -89,11 +115,11 @@ def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(tracking, "_start", lambda name, folder: trackers[name])
     with (
         caplog.at_level(logging.WARNING),
-        open_trackers(["wandb", "mlflow"], tmp_path, {}) as track,
+        open_trackers(["wandb", "mlflow"], tmp_path, {}, TABLES) as track,
     ):
         assert track is not None
         for step in range(3):
-            track(step, [], [])
+            track(step, {"steps": [], "layers": []})
     assert [list(tracker.logged) for tracker in trackers.values()] == [[0], [0, 1, 2]]
     assert "left out from here on: nobody listens" in caplog.text
 
@@ -105,7 +131,7 @@ def test_a_tracker_that_cannot_start_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "_start", refuse)
     with (
         pytest.raises(SphereBenchError, match="trackers=wandb cannot start: no login"),
-        open_trackers(["wandb"], tmp_path, {}),
+        open_trackers(["wandb"], tmp_path, {}, TABLES),
     ):
         pass
 

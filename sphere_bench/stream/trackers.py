@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.stream.recorded_columns import LAYERS, RunTables
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -18,13 +19,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROJECT = "sphere-bench"
-# Each is also the name of the package that it needs and of the extra that brings that.
-TRACKERS = ("tensorboard", "wandb", "mlflow")
-Track = Callable[[int, Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], None]
+#: Is given a step and its tables' rows once they are on disk.
+Track = Callable[[int, Mapping[str, Sequence[Mapping[str, Any]]]], None]
 
-_KEYS = ("step", "edits", "scope", "records", "layer")
-# Columns of `steps` that are the step's own, whatever the scope.
-_OF_STEP = ("he", "seconds_", "peak_", "perplexity", "nonfinite", "skipped", "collapsed")
+# These name a row; they are no measurements.
+_NAMES = ("step", "scope", "records", "layer")
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -42,14 +41,15 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def open_trackers(
-    names: Sequence[str], folder: Path, config: Mapping[str, Any]
+    names: Sequence[str], folder: Path, config: Mapping[str, Any], tables: RunTables
 ) -> Iterator[Track | None]:
     """Give what sends a step's rows of `steps` and `layers` to the trackers; None without any.
 
     Args:
-        names: of ``TRACKERS``.
+        names: of ``config.schema.TRACKERS``.
         folder: the run's; its name is the run's name there, and local files go into it.
         config: shown beside the run, as dotted keys.
+        tables: of the run.
 
     Raises:
         SphereBenchError: a tracker cannot start. One that fails later is left out with a warning:
@@ -66,10 +66,8 @@ def open_trackers(
                 raise SphereBenchError(f"trackers={name} cannot start: {error}") from error
             trackers.append(tracker)
 
-        def track(
-            step: int, steps: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]
-        ) -> None:
-            values = measurements(steps, layers)
+        def track(step: int, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+            values = measurements(tables, rows)
             for tracker in list(trackers):
                 try:
                     tracker.log(values, step=step)
@@ -81,19 +79,21 @@ def open_trackers(
 
 
 def measurements(
-    steps: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]
+    tables: RunTables, rows: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, float]:
     """A step's numbers by name: ``seen/efficacy``, ``he_ratio``, ``layer_4/drift``, ``edits``.
 
     What does not exist is left out.
     """
     found: dict[str, Any] = {}
-    for row in steps:
-        found["edits"] = row["edits"]
-        for key in row.keys() - set(_KEYS):
-            found[key if key.startswith(_OF_STEP) else f"{row['scope']}/{key}"] = row[key]
-    for row in layers:
-        found.update({f"layer_{row['layer']}/{key}": row[key] for key in row.keys() - set(_KEYS)})
+    for placed in tables.columns:
+        key = placed.column.name
+        if placed.per == "row" or key in _NAMES:
+            continue
+        for row in rows[placed.table]:
+            prefix = {"scope": f"{row.get('scope')}/", "layer": f"layer_{row.get('layer')}/"}
+            if placed.table != LAYERS or key != "edits":
+                found[prefix.get(placed.per, "") + key] = row[key]
     return {
         key: value
         for key, value in sorted(found.items())
@@ -105,7 +105,7 @@ def _start(name: str, folder: Path) -> GeneralTracker:
     from accelerate import PartialState
     from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
-    PartialState()  # the trackers' own logging asks it whose turn it is
+    PartialState()  # the trackers' own logging needs it
     tracker: GeneralTracker
     if name == "tensorboard":
         tracker = TensorBoardTracker(name, logging_dir=folder)

@@ -12,10 +12,10 @@ import pytest
 from torch import Tensor
 
 from sphere_bench.cli import main
-from sphere_bench.collapse import Collapse
 from sphere_bench.editing.solvers import LeastSquares
+from sphere_bench.stream.early_stopping import Collapse
+from tests.commands.test_run import QUICK
 from tests.run_tables import assert_same_tables, table
-from tests.test_run import QUICK
 
 FOUR_STEPS = (*QUICK, "edits.total=8", "edits.batch_size=2", "checkpoint.every=1", "run.name=run")
 # Fine-tuning at a learning rate that destroys the model within a batch.
@@ -139,7 +139,7 @@ def test_a_run_killed_before_it_could_say_that_it_has_collapsed_says_so_when_res
     def never(*arguments: Any) -> None:
         raise AssertionError("a collapsed model was edited")
 
-    monkeypatch.setattr("sphere_bench.editing.finetune.FineTuning.edit", never)
+    monkeypatch.setattr("sphere_bench.editing.methods.fine_tuning.FineTuning.edit", never)
     assert run(tmp_path, *command) == 0
     assert state(tmp_path) == ("collapsed", 1)
 
@@ -168,9 +168,9 @@ def test_new_thresholds_end_a_run_where_they_are_passed_first(tmp_path: Path) ->
 def test_a_signal_is_not_forgotten_when_its_step_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def solving(*arguments: Any) -> Tensor:
+    def solving(solver: object, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
         signal.raise_signal(signal.SIGINT)
-        return Tensor([[math.nan]])
+        return math.nan * residual.new_ones(len(residual), len(keys))
 
     monkeypatch.setattr(LeastSquares, "solve", solving)
     seeds = ("seed=0,1", "run.name=null", f"run.root={tmp_path}")

@@ -1,0 +1,1 @@
+"""The stream of edits: edit a batch, measure, record, go on."""
