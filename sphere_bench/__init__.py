@@ -1,3 +1,3 @@
 """A benchmark harness for sequential model editing."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

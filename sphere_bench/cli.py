@@ -1,7 +1,7 @@
 """The command line: `sphere-bench VERB ...`.
 
-A verb's module is imported when the verb is called, and imports torch itself only once its
-arguments have been checked: help and mistakes are answered at once.
+A verb's module is imported when the verb is called, and imports torch only after it has checked its
+arguments: help and errors appear at once.
 """
 
 import importlib
@@ -10,20 +10,21 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sphere_bench import __version__
-from sphere_bench.complaints import complain
+from sphere_bench.commands.error_messages import complain
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.signals import Stopped, handled_by, stop
 
 SIGNALLED = 128
 
-# Each is the module of that name in this package, with a `main(arguments) -> exit code`.
+# Each is the module of that name in `commands`, with a `main(arguments) -> exit code`.
 VERBS = {
     "run": "edit a model batch by batch, evaluate after every batch, resume what was stopped",
     "report": "show what happened in one or several runs: tables, figures, a page",
     "stats": "compute the key statistics of a run's configuration once, ahead of its runs",
-    "export": "write the edited model of a run, as transformers loads it",
+    "export": "write the edited model of a run, for transformers to load",
 }
 
 USAGE = """\
@@ -35,24 +36,24 @@ A benchmark harness for sequential model editing.
 verbs:
 {verbs}
 
-`sphere-bench VERB --help` tells what a verb takes. `sphere-bench run` needs nothing: it edits the
+`sphere-bench VERB --help` explains a verb. `sphere-bench run` needs no arguments: it edits the
 bundled tiny GPT-2.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the arguments ask.
+    """Run the verb that the arguments name.
 
     Args:
-        argv: the arguments; ``None`` takes the process's own.
+        argv: the arguments; ``None`` takes those of the process.
 
     Returns:
         The exit code: 0, 1 for an error of the program, 2 for one of the user, 130 when stopped
-        by Ctrl-C, 143 by SIGTERM.
+        by Ctrl-C, 143 by SIGTERM, 129 when the terminal was closed.
     """
     # Threads that spin while they wait make every process crawl once cores are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A log that cannot be written any more, on a full disk, is no reason for a traceback.
+    # No traceback when the log cannot be written, such as on a full disk.
     logging.raiseExceptions = False
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -61,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has enough; Python would flush once more and fail.
+        # The reader of a pipe, such as `head`, has ended; Python would flush once more and fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interrupt:
-        print("sphere-bench: stopped; run the same command again to go on", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print("sphere-bench: stopped; run the same command again to go on", file=sys.stderr)
         return SIGNALLED + (interrupt.number if isinstance(interrupt, Stopped) else signal.SIGINT)
     except Exception as error:
         return complain(error)
@@ -80,9 +82,9 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"sphere-bench {__version__}")
         return 0
     if verb not in VERBS:
-        said = f"no verb '{verb}'" if verb else "a verb is missing"
-        raise SphereBenchError(f"{said}: there are {', '.join(VERBS)}; see sphere-bench --help")
-    code: int = importlib.import_module(f"sphere_bench.{verb}").main(arguments[1:])
+        problem = f"no verb '{verb}'" if verb else "a verb is missing"
+        raise SphereBenchError(f"{problem}: there are {', '.join(VERBS)}; see sphere-bench --help")
+    code: int = importlib.import_module(f"sphere_bench.commands.{verb}").main(arguments[1:])
     return code
 
 

@@ -1,13 +1,13 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that is written for users, and the checks that raise it."""
 
 from collections.abc import Collection
 
-# What both a float32 and a 64-bit whole number can hold.
+# Both a float32 and a 64-bit whole number can hold it.
 _LARGEST = 1e18
 
 
 class SphereBenchError(Exception):
-    """Something the user can mend: one line that names the thing and the mend.
+    """An error that the user can correct: one line that names the thing and what to do.
 
     The command line prints it without a traceback and exits with a non-zero code.
     """
@@ -25,7 +25,7 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
 
 
 def check_at_least(name: str, value: float, lowest: float) -> None:
-    """Raise unless ``value`` is a usual number from ``lowest`` on."""
+    """Raise unless ``value`` is a finite, not too large number from ``lowest`` on."""
     if not lowest <= value <= _LARGEST:
         raise SphereBenchError(
             f"{name}={value}: must be a number of at least {lowest}, up to {_LARGEST:g}"
@@ -33,7 +33,7 @@ def check_at_least(name: str, value: float, lowest: float) -> None:
 
 
 def check_above(name: str, value: float, bound: float) -> None:
-    """Raise unless ``value`` is a usual number greater than ``bound``."""
+    """Raise unless ``value`` is a finite, not too large number greater than ``bound``."""
     if not bound < value <= _LARGEST:
         raise SphereBenchError(
             f"{name}={value}: must be a number greater than {bound}, up to {_LARGEST:g}"
@@ -41,6 +41,6 @@ def check_above(name: str, value: float, bound: float) -> None:
 
 
 def check_between(name: str, value: float, lowest: float, highest: float) -> None:
-    """Raise unless ``value`` is between the two, ends included."""
+    """Raise unless ``value`` is between the two bounds, or one of them."""
     if not lowest <= value <= highest:
         raise SphereBenchError(f"{name}={value}: must be between {lowest} and {highest}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sphere_bench.errors import SphereBenchError
 
-# Hidden, and never with the final name's suffix: readers that list a folder pass it by.
+# Hidden, and never with the suffix of the final name: readers that list a folder overlook it.
 _PREFIX, _SUFFIX = ".", ".partial"
 # A full disk, a full quota, `ulimit -f`.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -19,15 +19,15 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; what the block wrote there replaces ``path``.
+    """Yield a temporary path beside ``path``; what the block wrote there replaces ``path``.
 
-    The bytes are on the disk before the name is. An exception leaves ``path`` as it was.
+    The bytes reach the disk before the name does. An exception leaves ``path`` as it was.
 
     Raises:
         SphereBenchError: the disk is full.
     """
     temporary = _beside(path)
-    with _telling_a_full_disk(path):
+    with _explaining_a_full_disk(path):
         try:
             temporary.touch()
             mode = temporary.stat().st_mode
@@ -42,13 +42,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty temporary folder; with what the block wrote into it, it replaces ``path``.
+    """Yield an empty temporary folder; with what the block wrote into it, it replaces ``path``.
 
     Raises:
         SphereBenchError: the disk is full.
     """
     temporary = _beside(path)
-    with _telling_a_full_disk(path):
+    with _explaining_a_full_disk(path):
         try:
             temporary.mkdir()
             yield temporary
@@ -67,14 +67,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder that others would read: it loses its name before its files."""
+    """Delete a folder in a way that nobody reads half of it: its name goes before its files."""
     leftover = _beside(path)
     os.replace(path, leftover)
     shutil.rmtree(leftover)
 
 
 def remove_partial(folder: Path) -> None:
-    """Delete what killed processes left half-written in ``folder``, files and folders."""
+    """Delete the half-written files and folders that killed processes left in ``folder``."""
     for leftover in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -87,12 +87,12 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def _telling_a_full_disk(path: Path) -> Iterator[None]:
-    """Name ``path`` and the mend, whichever library it was that could not write."""
+def _explaining_a_full_disk(path: Path) -> Iterator[None]:
+    """Name ``path`` and what to do, whichever library could not write."""
     try:
         yield
     except Exception as error:
-        # safetensors puts the operating system's error into its own one's text.
+        # safetensors puts the operating system's error into the text of its own error.
         code = getattr(error, "errno", None)
         found = [each for each in FULL if each == code or f"(os error {each})" in str(error)]
         if not found:
@@ -101,11 +101,35 @@ def _telling_a_full_disk(path: Path) -> Iterator[None]:
 
 
 def no_room(path: object, code: int) -> str:
-    """What to do where ``code``, one of ``FULL``, kept ``path`` from being written."""
+    """The error message for a ``path`` that could not be written because of ``code``.
+
+    Args:
+        path: of a file or a folder.
+        code: of the operating system's error, one of ``FULL``.
+    """
     return (
         f"{path}: cannot write it ({os.strerror(code)}): make room and run the same command "
         "again; what was there before is whole"
     )
+
+
+def file_stamps(path: str) -> dict[str, list[int]] | None:
+    """Size and time of change of a file, or of the files of a folder; ``None`` if it is neither.
+
+    Equal stamps show, without reading a byte, that nothing was changed.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        return None
+    files = (
+        sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+    )
+    stamps = {}
+    for file in files:
+        facts = file.stat()
+        name = str(file.relative_to(place)) if file != place else file.name
+        stamps[name] = [facts.st_size, facts.st_mtime_ns]
+    return stamps
 
 
 def _sync(path: Path) -> None:

@@ -1,13 +1,16 @@
-"""SIGINT and SIGTERM: the first lets a step of a run end, the second does not wait for it."""
+"""Ctrl-C, SIGTERM and a closed terminal: the first lets a step end, the second does not wait."""
 
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-_HEEDED = (signal.SIGINT, signal.SIGTERM)
+# Windows has no SIGHUP, which says that the terminal was closed.
+_NUMBERS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 _STDERR = 2
 
 
@@ -37,8 +40,9 @@ class StopRequest:
         if self.number is not None:
             raise Stopped(number)
         self.number = number
-        # Past Python's stream: the signal may have come while that was being written to.
-        os.write(_STDERR, b"\nsphere-bench: stopping after this step; again to abandon it\n")
+        # Not through Python's stream: the signal may have come while that was being written to.
+        with suppress(OSError):  # the terminal may be gone
+            os.write(_STDERR, b"\nsphere-bench: stopping after this step; again to abandon it\n")
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -48,20 +52,20 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let ``handler`` have the signals that ask a process to end, in the block.
+    """In the block, ``handler`` gets the signals that ask a process to end.
 
-    A signal that the process was started to ignore stays ignored. Only the main thread can have
-    handlers; in another nothing changes.
+    A signal that the process was started to ignore (``nohup``) stays ignored. Only the main thread
+    can have handlers; in another nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _HEEDED}
-    heeded = [number for number in _HEEDED if before[number] is not signal.SIG_IGN]
-    for number in heeded:
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    handled = [number for number in _NUMBERS if before[number] is not signal.SIG_IGN]
+    for number in handled:
         signal.signal(number, handler)
     try:
         yield
     finally:
-        for number in heeded:
+        for number in handled:
             signal.signal(number, before[number] or signal.SIG_DFL)

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from sphere_bench.checkpoints import Checkpoints
-from sphere_bench.recording import SCHEMAS, read_progress, read_table
-from tests.run_tables import assert_same_tables, without_times
+from sphere_bench.run_folder.checkpoints import Checkpoints
+from sphere_bench.run_folder.folder import RunFolder
+from sphere_bench.run_folder.table_files import read_table
+from tests.run_tables import TABLES, assert_same_tables, without_times
 
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 3, 2
@@ -24,6 +25,7 @@ SETTINGS = (
     "values.contexts=['{}','Nobody knew why. {}']",
     "evaluation.seen=2",
     "evaluation.first=2",
+    "perplexity.tokens=20",
     "edits.total=6",
     "edits.batch_size=2",
     f"checkpoint.every={EVERY}",
@@ -88,13 +90,13 @@ class Reference:
 
     def assert_nothing_lost(self, folder: Path, at_least: int = -1) -> int:
         """A run that was killed has whole steps, the right ones; returns the last of them."""
-        progress = read_progress(folder)
+        progress = RunFolder(folder).progress()
         if progress is None:
             assert at_least == -1
             return -1
-        for name in SCHEMAS:
-            mine = read_table(folder, name)
-            whole = read_table(self.folder, name)
+        for name in TABLES:
+            mine = read_table(RunFolder(folder), name)
+            whole = read_table(RunFolder(self.folder), name)
             expected = whole[whole["step"] <= progress.step]
             assert without_times(mine).equals(without_times(expected)), name
         assert progress.step >= at_least
@@ -104,7 +106,7 @@ class Reference:
 
     def assert_completed(self, folder: Path) -> None:
         """A run that went on to its end is the same as this one."""
-        progress = read_progress(folder)
+        progress = RunFolder(folder).progress()
         assert progress is not None
         assert (progress.state, progress.step) == ("done", STEPS)
         assert_same_tables(folder, self.folder)

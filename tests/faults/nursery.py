@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 IMPORTS = (
-    "sphere_bench.checkpoints",
-    "sphere_bench.editing.editor",
-    "sphere_bench.editing.ultraedit",
-    "sphere_bench.evaluation.protocol",
-    "sphere_bench.ownership",
-    "sphere_bench.run",
-    "sphere_bench.runner",
-    "sphere_bench.summary",
+    "sphere_bench.run_folder.checkpoints",
+    "sphere_bench.build",
+    "sphere_bench.editing.methods.ultraedit",
+    "sphere_bench.evaluation.teacher_forced",
+    "sphere_bench.run_folder.folder",
+    "sphere_bench.commands.run",
+    "sphere_bench.stream.runner",
+    "sphere_bench.run_folder.summary",
     "transformers.models.gpt2.modeling_gpt2",
 )
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT

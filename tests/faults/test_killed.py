@@ -31,7 +31,10 @@ def writes_of_last_step(reference: Reference) -> list[int]:
     A file that is opened twice in a row, or loses a temporary name that it has lost, does not.
     """
     changes = reference.changes
-    first = next(i for i, (_, path) in enumerate(changes) if f"part-{STEPS:05d}" in path.name)
+    committed = [i for i, (_, path) in enumerate(changes) if path.name == "progress.json"]
+    saved = [i for i, (_, path) in enumerate(changes) if path.name == f"step-{STEPS}"]
+    # The progress before the last step's checkpoint is the last step's; its rows come before.
+    first = [i for i in committed if i < saved[0]][-2] + 1
     return [
         number
         for number in range(first, len(changes))

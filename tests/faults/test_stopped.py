@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from sphere_bench.checkpoints import Checkpoints
-from sphere_bench.recording import read_progress
+from sphere_bench.run_folder.checkpoints import Checkpoints
+from sphere_bench.run_folder.folder import RunFolder
 from tests.faults.conftest import Nursery, Reference
 
 # The second step is being made then.
 PLACES = {
-    "values": ("sphere_bench.editing.editor:solve_target_values", 1),
+    "values": ("sphere_bench.editing.locate_then_edit:solve_target_values", 1),
     "solve": ("sphere_bench.editing.solvers:LeastSquares.solve", 4),
-    "evaluation": ("sphere_bench.evaluation.protocol:Evaluator.evaluate", 2),
-    "recording": ("sphere_bench.recording:Recorder.commit_step", 2),
+    "evaluation": ("sphere_bench.evaluation.teacher_forced:TeacherForced.measure", 2),
+    "recording": ("sphere_bench.run_folder.tables:Recorder.commit_step", 2),
 }
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -32,7 +32,7 @@ def test_the_first_lets_the_step_end_and_saves_it(
     assert "stopping after this step" in end.output
     assert end.output.endswith("stopped; run the same command again to go on\n")
     assert "Traceback" not in end.output
-    progress = read_progress(tmp_path / "run")
+    progress = RunFolder(tmp_path / "run").progress()
     assert progress is not None
     assert (progress.state, progress.step) == ("interrupted", 2)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
@@ -54,7 +54,7 @@ def test_the_second_abandons_the_step(
     end = nursery.run(tmp_path, signal_in_call=fault)
     assert end.code == CODES[number]
     assert "Traceback" not in end.output
-    progress = read_progress(tmp_path / "run")
+    progress = RunFolder(tmp_path / "run").progress()
     assert progress is not None
     assert (progress.state, progress.step) == ("interrupted", 1)
     assert nursery.run(tmp_path).code == 0
@@ -65,7 +65,7 @@ def test_the_second_abandons_the_step(
 def test_before_the_first_step_one_is_enough(
     nursery: Nursery, number: signal.Signals, tmp_path: Path
 ) -> None:
-    target = "sphere_bench.models.loading:load_model"
+    target = "sphere_bench.build:load_model"
     fault = {"target": target, "call": 0, "number": number, "times": 1}
     assert nursery.run(tmp_path, signal_in_call=fault).code == CODES[number]
     assert not (tmp_path / "run" / "progress.json").exists()

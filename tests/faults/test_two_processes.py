@@ -31,7 +31,7 @@ def test_the_second_is_refused_and_a_killed_first_locks_nobody_out(
 
 def test_one_that_has_not_begun_keeps_others_out_too(nursery: Nursery, tmp_path: Path) -> None:
     fault = {
-        "target": "sphere_bench.models.loading:load_model",
+        "target": "sphere_bench.build:load_model",
         "call": 0,
         "number": signal.SIGSTOP,
         "times": 1,

@@ -1,17 +1,20 @@
+import json
 import os
+import pty
 import re
+import select
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import sphere_bench.run
+import sphere_bench.commands.run
 from sphere_bench import __version__, cli
-from sphere_bench.complaints import complain
+from sphere_bench.commands.error_messages import complain
 from sphere_bench.errors import SphereBenchError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -51,6 +54,7 @@ def test_a_verbs_help_shows_the_groups_and_the_keys(sphere_bench_in, verb):
     assert (result.returncode, result.stderr) == (0, "")
     assert f"usage: sphere-bench {verb}" in result.stdout
     assert "sphere: off, paper, published-code" in result.stdout
+    assert re.search(r"^  edits.batch_size=100 +how many at a time$", result.stdout, re.MULTILINE)
     assert "batch_size: 50" in result.stdout
 
 
@@ -103,11 +107,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_input_is_told_in_one_line(sphere_bench_in, tmp_path, arguments, message):
-    result = sphere_bench_in(*arguments)
-    assert result.returncode == 2
-    assert re.fullmatch(f"sphere-bench: error: .*{message}.*\n", result.stderr)
-    assert result.stdout == ""
+def test_a_wrong_input_is_reported_in_one_line(arguments, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    said = capfd.readouterr()
+    assert re.fullmatch(f"sphere-bench: error: .*{message}.*\n", said.err)
+    assert said.out == ""
     assert [path.name for path in tmp_path.rglob("*") if path.name != "results"] == []
 
 
@@ -129,24 +134,80 @@ def test_a_run_folder_that_cannot_be_made_is_named(sphere_bench_in, tmp_path, sw
     )
 
 
-def test_a_sweeps_failing_jobs_are_told_one_by_one_and_the_others_go_on(sphere_bench_in, tmp_path):
+def test_a_sweeps_failing_jobs_are_reported_one_by_one_and_together_at_the_end(
+    sphere_bench_in, tmp_path
+):
     result = sphere_bench_in("run", "sphere.alpha=0.5,7", "-m", "dataset.path=a.json,b.json")
-    errors = [line for line in result.stderr.splitlines() if "error" in line]
+    *errors, last = [line for line in result.stderr.splitlines() if "error" in line]
     assert result.returncode == 2
     assert [re.findall(r"job \d", line) for line in errors] == [[f"job {n}"] for n in range(4)]
     assert errors[1] == "sphere-bench: error: job 1: dataset.path=b.json: no such file"
     assert errors[2].endswith("job 2: sphere.alpha=7.0: must be between 0 and 1")
+    assert last == result.stderr.splitlines()[-1]
+    reasons = [line.removeprefix("sphere-bench: error: ") for line in errors]
+    assert last == f"sphere-bench: error: 4 of 4 jobs failed: {'; '.join(reasons)}"
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["multirun.yaml"]
 
 
+def write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
 def test_options_of_the_users_own_are_found(sphere_bench_in, tmp_path):
-    (tmp_path / "mine" / "sphere").mkdir(parents=True)
-    (tmp_path / "mine" / "sphere" / "weak.yaml").write_text(
-        "defaults: [paper, _self_]\nname: weak\nalpha: 0.1\n"
+    write(
+        tmp_path / "mine" / "experiment" / "weak.yaml",
+        "# @package _global_\nsphere:\n  name: weak\n  alpha: 0.1\n",
     )
-    result = sphere_bench_in("run", "--config-dir", "mine", "sphere=weak", "--cfg", "job")
+    result = sphere_bench_in("run", "--config-dir", "mine", "experiment=weak", "--cfg", "job")
     assert (result.returncode, result.stderr) == (0, "")
     assert "alpha: 0.1" in result.stdout
+    shown = sphere_bench_in("run", "--config-dir", "mine", "--help").stdout
+    assert re.search(r"^  experiment: .*smoke, weak$", shown, re.MULTILINE)
+
+
+def test_a_key_that_only_the_schema_knows_can_be_set(sphere_bench_in, tmp_path):
+    model = (ROOT / "configs" / "model" / "tiny-gpt2.yaml").read_text()
+    model = re.sub(r"^(dtype|modules|revision|  layers|  projection):.*\n", "", model, flags=re.M)
+    assert "dtype" not in model
+    write(tmp_path / "mine" / "model" / "mine.yaml", model)
+    keys = ("model.modules.layers=transformer.h", "model.dtype=bfloat16", "model.editors.mine.x=1")
+    result = sphere_bench_in("run", "--config-dir", "mine", "model=mine", *keys, "--cfg", "job")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "layers: transformer.h" in result.stdout
+    assert "dtype: bfloat16" in result.stdout
+    assert re.search(r"mine:\n +x: 1", result.stdout)
+    wrong = sphere_bench_in("run", "--config-dir", "mine", "model=mine", "model.dtpye=bfloat16")
+    assert wrong.returncode == 2
+    assert "no key 'model.dtpye': did you mean 'model.dtype'?" in wrong.stderr
+
+
+def test_a_folder_of_runs_is_not_a_folder_of_options(sphere_bench_in, tmp_path):
+    write(tmp_path / "results" / "one" / "provenance.json", "{}")
+    result = sphere_bench_in("run", "--config-dir", "results", "--cfg", "job")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "sphere-bench: error: --config-dir results holds runs, not options: name one run's own "
+        "folder, such as results/one\n"
+    )
+    write(tmp_path / "results" / "sphere" / "mine.yaml", "{}")
+    assert sphere_bench_in("run", "--config-dir", "results", "--cfg", "job").returncode == 0
+
+
+def test_a_rerun_from_a_runs_folder_with_another_seed_is_another_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = ("experiment=smoke", "model.values.steps=1", "evaluation.seen=1", "edits.total=5")
+    assert cli.main(["run", *few]) == 0
+    (first,) = (tmp_path / "results").iterdir()
+    folder = ("run", "--config-dir", str(first))
+    assert cli.main(folder) == 0
+    assert cli.main([*folder, "seed=1"]) == 0
+    names = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "results").iterdir())
+    stem = "memit-paper-tiny-gpt2-tiny-counterfact-smoke-steps1-seen1"
+    assert names == [f"{stem}-seed0", f"{stem}-seed1"]
+    assert cli.main([*folder, "model.layers=[1]"]) == 2
+    said = capsys.readouterr().err
+    assert "model.layers does nothing in a run's own configuration" in said
 
 
 def test_a_reader_that_has_enough_is_no_error(tmp_path):
@@ -166,18 +227,37 @@ def test_stopping_says_how_to_go_on(monkeypatch, capsys):
     def stopped(arguments: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sphere_bench.run, "main", stopped)
+    monkeypatch.setattr(sphere_bench.commands.run, "main", stopped)
     assert cli.main(["run"]) == 130
     assert capsys.readouterr().err == (
         "sphere-bench: stopped; run the same command again to go on\n"
     )
 
 
+def test_a_closed_terminal_lets_the_step_end_and_saves_it(tmp_path):
+    few = ["model.values.steps=1", "edits.batch_size=1", "run.name=run", "evaluation.seen=1"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        os.execve(sys.executable, [sys.executable, "-m", "sphere_bench", "run", *few], environment)
+    progress = tmp_path / "results" / "run" / "progress.json"
+    while not progress.exists() or json.loads(progress.read_text())["step"] < 1:
+        if select.select([terminal], [], [], 0.1)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    state = json.loads(progress.read_text())
+    assert state["state"] == "interrupted"
+    assert (tmp_path / "results" / "run" / "checkpoints" / f"step-{state['step']}").is_dir()
+
+
 def test_an_error_of_the_program_is_one_line_that_says_how_to_see_more(monkeypatch, capsys):
     def broken(arguments: list[str]) -> int:
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr(sphere_bench.run, "main", broken)
+    monkeypatch.setattr(sphere_bench.commands.run, "main", broken)
     assert cli.main(["run"]) == 1
     assert capsys.readouterr().err == (
         "sphere-bench: error: ZeroDivisionError: division by zero "
@@ -187,7 +267,7 @@ def test_an_error_of_the_program_is_one_line_that_says_how_to_see_more(monkeypat
 
 def test_debugging_shows_the_traceback_before_the_line(monkeypatch, capsys):
     monkeypatch.setenv("SPHERE_BENCH_DEBUG", "1")
-    assert complain(SphereBenchError("mend it")) == 2
+    assert complain(SphereBenchError("lower it")) == 2
     error = capsys.readouterr().err
-    assert error.startswith("sphere_bench.errors.SphereBenchError: mend it")
-    assert error.endswith("sphere-bench: error: mend it\n")
+    assert error.startswith("sphere_bench.errors.SphereBenchError: lower it")
+    assert error.endswith("sphere-bench: error: lower it\n")

@@ -2,20 +2,19 @@
 
 import errno
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pandas.testing import assert_frame_equal
 
-from sphere_bench import provenance
-from sphere_bench.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.cli import main
-from sphere_bench.editing.editor import LocateThenEdit
-from sphere_bench.editing.ultraedit import UltraEdit
-from sphere_bench.recording import SCHEMAS
-from tests.run_tables import assert_same_tables, table, without_times
+from sphere_bench.editing.batch import Batch
+from sphere_bench.editing.locate_then_edit import LocateThenEdit
+from sphere_bench.editing.methods.ultraedit import UltraEdit
+from sphere_bench.run_folder.checkpoints import Checkpoint, Checkpoints
+from sphere_bench.run_folder.folder import RunFolder
+from tests.run_tables import TABLES, assert_same_tables, table, without_times
 
 QUICK = ("model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "evaluation.seen=5")
 STREAM = ("edits.total=8", "edits.batch_size=4", "evaluation.seen=5")
@@ -87,7 +86,7 @@ def test_a_runs_own_configuration_makes_the_run_again(
     again = tmp_path / folder.name
     assert_same_tables(again, folder)
     assert {file.name for file in again.iterdir()} == {file.name for file in folder.iterdir()}
-    facts, facts_again = provenance.read(folder), provenance.read(again)
+    facts, facts_again = RunFolder(folder).provenance(), RunFolder(again).provenance()
     for key in ("config_hash", "model_fingerprint", "dataset_fingerprint", "packages", "git"):
         assert facts_again[key] == facts[key]
     assert facts["config"]["edits"] == {
@@ -112,11 +111,11 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     edit_class = UltraEdit if editor == "ultraedit" else LocateThenEdit
     edit = edit_class.edit
 
-    def stopping(self: Any, requests: Sequence[Any]) -> object:
-        calls.append(len(requests))
+    def stopping(self: Any, batch: Batch) -> None:
+        calls.append(len(batch.requests))
         if len(calls) == stopped_in:
             raise KeyboardInterrupt
-        return edit(self, requests)
+        edit(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(edit_class, "edit", stopping)
@@ -146,11 +145,12 @@ def test_a_run_whose_last_checkpoint_failed_is_not_done(
 
 
 def test_a_run_of_another_configuration_is_not_resumed(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path, *QUICK, "edits.total=2", "edits.batch_size=2", "run.name=one") == 0
-    assert run(tmp_path, *QUICK, "edits.total=4", "edits.batch_size=2", "run.name=one") == 2
-    assert "edits.total 2 -> 4): choose another run.name" in capsys.readouterr().err
+    one = (*QUICK, "edits.total=4", "run.name=one")
+    assert run(tmp_path, *one, "edits.batch_size=2") == 0
+    assert run(tmp_path, *one, "edits.batch_size=4") == 2
+    assert "edits.batch_size 2 -> 4): choose another run.name" in capsys.readouterr().err
 
 
 def test_a_run_of_other_records_is_not_resumed(
@@ -183,7 +183,7 @@ def test_a_two_by_two_sweep_makes_four_runs_that_leak_nothing(tmp_path: Path) ->
     assert run(alone, "sphere=paper", "seed=1", *sweep) == 0
     (single,) = alone.iterdir()
     in_sweep = tmp_path / single.name
-    for name in SCHEMAS:
+    for name in TABLES:
         assert_frame_equal(without_times(table(in_sweep, name)), without_times(table(single, name)))
 
 
@@ -228,3 +228,20 @@ def test_one_edit_at_a_time_and_the_latest_of_two_facts_wins(tmp_path: Path) -> 
     nll = rewrites.pivot(index="step", columns="case_id", values="nll_new")
     assert nll.loc[1, "0"] < nll.loc[0, "0"]
     assert nll.loc[2, "1"] < nll.loc[2, "0"]
+
+
+def test_an_editor_that_changes_what_it_does_not_edit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit = LocateThenEdit.edit
+
+    def careless(self: LocateThenEdit, batch: Batch) -> None:
+        edit(self, batch)
+        self.setup.loaded.layout.weight(5).mul_(1.001)
+
+    monkeypatch.setattr(LocateThenEdit, "edit", careless)
+    few = ("edits.total=4", "edits.batch_size=2", *QUICK)
+    assert run(tmp_path, *few) == 2
+    said = capsys.readouterr().err
+    assert "the editor changed parameters that it does not edit (transformer.h.5.mlp.c_proj" in said
+    assert not list(tmp_path.glob("*/checkpoints/step-*"))

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sphere_bench.assets import tiny_gpt2_path
-from sphere_bench.checkpoints import Checkpoints
 from sphere_bench.cli import main
 from sphere_bench.models.loading import load_model, wrap_model
+from sphere_bench.run_folder.checkpoints import Checkpoints
 from tests.tiny_models import tiny_model
 
 SETTINGS = (
@@ -77,7 +77,7 @@ def test_a_model_in_bfloat16_with_linear_layers_keeps_its_type(tmp_path: Path) -
         f"run.root={tmp_path}",
         "run.name=run",
         f"model.path={tmp_path / 'model'}",
-        "model.ultraedit.layers=[1,2]",
+        "model.editors.ultraedit.layers=[1,2]",
         "model.dtype=bfloat16",
         "statistics.corpus=bundled",
         "editor=ultraedit",

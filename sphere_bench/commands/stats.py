@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from sphere_bench.entry import hydra_main
-from sphere_bench.run import build_model, key_statistics
-from sphere_bench.schema import Config
+from sphere_bench.commands.hydra_entry import hydra_main
+from sphere_bench.config.schema import Config
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -14,7 +13,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def precompute(config: Config) -> None:
     """Put the second moments that the configuration's runs need into the cache."""
-    from sphere_bench.editing.statistics_cache import default_cache_dir
+    from sphere_bench.build import build_model, key_statistics
+    from sphere_bench.editing.statistics.cache import default_cache_dir
 
     moments = key_statistics(config, build_model(config))
     for layer, moment in moments.items():

@@ -1,4 +1,4 @@
-"""One line for everything that goes wrong, naming the thing and, where possible, the mend."""
+"""One line for everything that goes wrong: it names the thing and, where possible, what to do."""
 
 import difflib
 import os
@@ -22,23 +22,29 @@ def complain(error: Exception, where: str = "") -> int:
     """
     if os.environ.get(DEBUG) == "1":
         traceback.print_exception(type(error), error, error.__traceback__)
+    line, code = describe(error)
+    print(f"sphere-bench: error: {where}{line}", file=sys.stderr)
+    return code
+
+
+def describe(error: Exception) -> tuple[str, int]:
+    """One line about ``error``, and the exit code that goes with it."""
     line, code = explain(error), USER_ERROR
     if line is None:
         line = f"{type(error).__name__}: {error} (set {DEBUG}=1 for the traceback)"
         code = INTERNAL_ERROR
-    print(f"sphere-bench: error: {where}{' '.join(line.split())}", file=sys.stderr)
-    return code
+    return " ".join(line.split()), code
 
 
 def explain(error: BaseException) -> str | None:
-    """What the user did wrong, or ``None`` where it is the program that failed."""
+    """What the user can correct, or ``None`` if it is the program that failed."""
     if isinstance(error, SphereBenchError):
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         if error.errno in FULL:
             return no_room(error.filename, error.errno)
         return f"{error.filename}: {error.strerror}"
-    # Imported here: a mistake in the verb is told without Hydra.
+    # Imported here: a wrong verb is reported without Hydra.
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -60,9 +66,9 @@ def _explain_value(error: Any) -> str | None:
 
     # A resolver's own error comes wrapped, once for every level of interpolation.
     if type(error) is InterpolationResolutionError and error.__context__ is not None:
-        told = explain(error.__context__)
-        if told is not None:
-            return told
+        line = explain(error.__context__)
+        if line is not None:
+            return line
     key = error.full_key
     if not key:
         return str(error)
@@ -88,9 +94,10 @@ def _explain_composition(error: Any) -> str | None:
         return None if error.__cause__ else message
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        close = difflib.get_close_matches(option, error.options, n=1)
+        options = [each for each in error.options if not each.startswith("_")]
+        close = difflib.get_close_matches(option, options, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        return f"no {group} '{option}': there are {', '.join(error.options)}{hint}"
+        return f"no {group} '{option}': there are {', '.join(options)}{hint}"
     if isinstance(error, OverrideParseException):
         reason = re.sub(r"^Error parsing override .*|See https?://.*", "", message).split("\n")
         return (
@@ -105,7 +112,7 @@ def _explain_composition(error: Any) -> str | None:
 
 
 def _no_key(key: str, cause: BaseException | None = None) -> str:
-    from sphere_bench.composition import groups, known_keys
+    from sphere_bench.config.composition import groups, known_keys
 
     known = [*known_keys(), *groups()]
     if key in known:

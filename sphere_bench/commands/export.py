@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sphere_bench import provenance
-from sphere_bench.arguments import Parser
-from sphere_bench.composition import read_config
+from sphere_bench.commands.arguments import Parser
+from sphere_bench.config.composition import read_config
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.run_folder.folder import RunFolder
 
 if TYPE_CHECKING:
     from sphere_bench.models.loading import LoadedModel
@@ -50,7 +50,7 @@ def export(
 
     Args:
         run: a run's folder.
-        step: whose checkpoint; ``None`` takes the latest.
+        step: of the checkpoint to export; ``None`` takes the latest.
         out: must not exist.
         model_path: of the unedited model; ``None`` takes the run's own.
         trust_remote_code: run code that comes with the model. That the run did so does not count:
@@ -59,19 +59,20 @@ def export(
     Raises:
         SphereBenchError: there is no run, no such checkpoint, no such model, or ``out`` exists.
     """
-    if not provenance.is_run(run):
+    recorded = RunFolder(run)
+    if not recorded.is_run:
         raise SphereBenchError(f"{run} holds no run: name a run's own folder")
     if out.exists() or out.is_symlink():
         raise SphereBenchError(f"--out {out} exists: name a folder that does not")
 
-    from sphere_bench.checkpoints import Checkpoints
     from sphere_bench.files import atomic_folder
+    from sphere_bench.run_folder.checkpoints import Checkpoints
 
-    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints = Checkpoints(recorded.checkpoints)
     checkpoint = checkpoints.latest() if step is None else checkpoints.load(step)
     if checkpoint is None:
         raise SphereBenchError(f"{run} has no checkpoint yet: let the run go on first")
-    loaded = _unedited_model(run, model_path, trust_remote_code)
+    loaded = _unedited_model(recorded, model_path, trust_remote_code)
     for layer, weight in checkpoint.weights.items():
         loaded.layout.write(layer, weight)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -81,16 +82,17 @@ def export(
     print(f"{run} after step {checkpoint.step}: {out}")
 
 
-def _unedited_model(run: Path, model_path: str | None, trust_remote_code: bool) -> LoadedModel:
+def _unedited_model(run: RunFolder, model_path: str | None, trust_remote_code: bool) -> LoadedModel:
     """The model that the run began with.
 
     Raises:
         SphereBenchError: it is not there any more, or another one is.
     """
+    from sphere_bench.build import build_model
     from sphere_bench.models.fingerprint import model_fingerprint
-    from sphere_bench.run import build_model
 
-    config = read_config(run)
+    facts = run.provenance()
+    config = read_config(run.config_file)
     config.device = "cpu"
     config.model = replace(
         config.model,
@@ -102,7 +104,7 @@ def _unedited_model(run: Path, model_path: str | None, trust_remote_code: bool) 
         loaded = build_model(config)
     except SphereBenchError as error:
         raise SphereBenchError(f"{error}; {moved}") from error
-    if model_fingerprint(loaded) != provenance.read(run)["model_fingerprint"]:
+    if model_fingerprint(loaded) != facts["model_fingerprint"]:
         raise SphereBenchError(
             f"model.path={config.model.path} is not the model that {run} edited: {moved}"
         )

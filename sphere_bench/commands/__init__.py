@@ -1,0 +1,1 @@
+"""The verbs of the command line: each checks its arguments, then does the work."""
