@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas
 
-from sphere_bench.composition import is_decisive
-from sphere_bench.data.records import HEADLINES
+from sphere_bench.config.identity import identity, is_decisive, is_within
+from sphere_bench.report.declarations import unique
 from sphere_bench.report.reading import Run
 
 SCOPES = {
@@ -18,9 +18,13 @@ SCOPES = {
     "all": "all edits so far",
 }
 WITHOUT_SPHERE, WITH_SPHERE = "without SPHERE", "with SPHERE"
+# What follows from SPHERE being on or off.
+SPHERE_KEYS = ("sphere", "editor.apply")
+_LENGTH = "edits.total"
 
-# A group's keys follow from these choices, unless they differ where the choices are equal.
+# Keys that start so follow from these choices, unless they differ where the choices are equal.
 _CHOICES = {
+    "editor.apply": ("sphere.name", "editor.name"),
     "model": ("model.name",),
     "editor": ("editor.name", "model.name"),
     "dataset": ("dataset.name",),
@@ -58,11 +62,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs of one model on one dataset: their numbers may stand in one table.
+    """Runs of one model on one dataset: their numbers are comparable.
 
     Attributes:
         model, dataset: names.
-        headline: what ``efficacy`` and so on are, ``success`` or ``accuracy``.
+        headline: the measure that is shown first, such as ``success``.
         arms: by editor, without SPHERE first.
     """
 
@@ -81,58 +85,88 @@ class Setting:
 
     @property
     def editors(self) -> list[str]:
-        return list(dict.fromkeys(arm.editor for arm in self.arms))
+        return unique(arm.editor for arm in self.arms)
 
     @property
     def variants(self) -> list[str]:
         """Without SPHERE first."""
-        ordered = sorted(self.arms, key=lambda arm: arm.enabled)
-        return list(dict.fromkeys(arm.variant for arm in ordered))
+        return unique(arm.variant for arm in sorted(self.arms, key=lambda arm: arm.enabled))
 
     def arms_of(self, editor: str) -> list[Arm]:
         return [arm for arm in self.arms if arm.editor == editor]
 
     @cached_property
     def scopes(self) -> list[str]:
-        """Those that were evaluated in some run, the main one first."""
-        there = {scope for run in self.runs for scope in run.evaluated["scope"]}
-        return [scope for scope in SCOPES if scope in there]
+        """Those with a score in some run, the main one first."""
+        scopes = unique(scope for run in self.runs for scope in run.scopes)
+        known = [scope for scope in SCOPES if scope in scopes]
+        return [*known, *(scope for scope in scopes if scope not in SCOPES)]
 
     @cached_property
     def layers(self) -> list[int]:
         """Those that some run edits, rising."""
-        return sorted({int(layer) for run in self.runs for layer in run.layers["layer"]})
+        return sorted({int(each) for run in self.runs for each in run.layers.get("layer", ())})
 
     @cached_property
-    def kinds(self) -> list[str]:
-        """Success and accuracy, as far as they are defined."""
+    def measures(self) -> list[str]:
+        """Those that some run has a score of."""
         return [
-            kind
-            for kind in HEADLINES
-            if any(run.evaluated[f"efficacy_{kind}"].notna().any() for run in self.runs)
+            measure
+            for measure in unique(each for run in self.runs for each in run.declared.measures)
+            if any(len(run.scores(scope, measure)) for run in self.runs for scope in run.scopes)
         ]
+
+    def metrics_of(self, measure: str) -> list[str]:
+        """The metrics that have the measure."""
+        return unique(each for run in self.runs for each in run.declared.scores_of(measure))
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The metrics that have the headline's measure."""
+        return self.metrics_of(self.headline)
+
+    @cached_property
+    def overall(self) -> str:
+        """The metric that sums up the others: the first that no single kind of prompt makes."""
+        single = {kind.metric for run in self.runs for kind in run.declared.kinds}
+        return next((metric for metric in self.metrics if metric not in single), self.metrics[0])
+
+    def unit(self, measure: str) -> str:
+        """Of a measure's scores, ``%`` as a rule."""
+        columns = (run.declared.scores_of(measure).values() for run in self.runs)
+        return next((column.unit for each in columns for column in each), "")
+
+    @cached_property
+    def stages(self) -> list[str]:
+        """Of a step, as far as some run timed them."""
+        return unique(stage for run in self.runs for stage in run.declared.stages)
 
 
 def settings_of(runs: Iterable[Run]) -> list[Setting]:
     """The runs, by model, dataset and headline, and in each by arm."""
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        key = (run.config["model.name"], run.config["dataset.name"], _headline(run))
+        key = (run.config["model.name"], run.config["dataset.name"], run.headline)
         groups.setdefault(key, []).append(run)
     return [Setting(*key, _arms(group)) for key, group in sorted(groups.items())]
 
 
 def comparable(run: Run, without: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
-    """What decides a run's numbers, but for the keys that start with one of ``without``."""
+    """What decides a run's numbers and its length.
+
+    Args:
+        without: keys, and nodes with all their keys, that may differ nevertheless.
+    """
+    decisive = {**identity(run.config), _LENGTH: run.config.get(_LENGTH)}
     return tuple(
         (key, str(value))
-        for key, value in sorted(run.config.items())
-        if is_decisive(key) and not key.startswith(tuple(without))
+        for key, value in sorted(decisive.items())
+        if not any(is_within(key, each) for each in without)
     )
 
 
 def differences(runs: Sequence[Run]) -> pandas.DataFrame:
-    """What was chosen for each run: a row a run, a column a key that differs between runs.
+    """What was chosen for each run: a row for each run, a column for each key that differs.
 
     Keys that follow from another choice are left out: an editor's own numbers differ whenever the
     editor does.
@@ -142,16 +176,11 @@ def differences(runs: Sequence[Run]) -> pandas.DataFrame:
     for key in configs:
         if not is_decisive(str(key)) or key in _NAMES or configs[key].nunique() < 2:
             continue
-        choices = list(_CHOICES.get(str(key).partition(".")[0], ()))
+        choices = next((list(_CHOICES[each]) for each in _CHOICES if is_within(str(key), each)), [])
         if not choices or configs.groupby(choices)[key].nunique().max() > 1:
             kept.append(str(key))
-    return configs[kept]
-
-
-def _headline(run: Run) -> str:
-    rows = run.evaluated
-    same = rows["efficacy"].eq(rows["efficacy_success"]) | rows["efficacy"].isna()
-    return "success" if rows["efficacy_success"].notna().any() and same.all() else "accuracy"
+    differing: pandas.DataFrame = configs[kept]
+    return differing
 
 
 def _arms(runs: Sequence[Run]) -> list[Arm]:
@@ -181,7 +210,7 @@ def _arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def _extras(runs: Sequence[Run]) -> list[Mapping[str, str]]:
-    """Per run, the last parts of the keys that tell it from others of its editor and SPHERE."""
+    """Per run, the last words of the keys in which it differs from others of its editor."""
     extras: list[Mapping[str, str]] = []
     for run in runs:
         alike = [

@@ -1,132 +1,51 @@
 """What the report holds, in the order in which a reader wants it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias, TypeVar
+from dataclasses import replace
 
-import pandas
-
-from sphere_bench.report import score_figures, weight_figures
-from sphere_bench.report.comparing import SCOPES, Setting, differences
-from sphere_bench.report.drawing import Drawing
-from sphere_bench.report.measures import (
+from sphere_bench.config.identity import flatten
+from sphere_bench.report import energy_figures, score_figures, weight_figures
+from sphere_bench.report.collapse_table import MEANING, collapse_table
+from sphere_bench.report.comparing import SCOPES, Setting
+from sphere_bench.report.correlation_tables import (
     POOLED,
     correlation_table,
-    cosine_table,
     lag_table,
     layer_correlation_table,
-    time_table,
-    weight_table,
 )
+from sphere_bench.report.cost import time_figure, time_table
+from sphere_bench.report.drawing import Drawing
+from sphere_bench.report.items import Folded, Item, Note, Section, Source, with_prefix
 from sphere_bench.report.reading import Run
-from sphere_bench.report.results import COLLAPSE, collapse_table, gains_table, headline_table
-from sphere_bench.report.tables import Table, label, number
+from sphere_bench.report.run_tables import differences_table, runs_table
+from sphere_bench.report.score_tables import (
+    gains_table,
+    headline_table,
+    meanings_table,
+    measured_earlier,
+)
+from sphere_bench.report.weight_tables import cosine_table, weight_table
 
 
-@dataclass(frozen=True)
-class Note:
-    """A paragraph."""
+def contents(
+    runs: Sequence[Run], settings: Sequence[Setting], left_out: Sequence[str] = ()
+) -> list[Section]:
+    """The report's sections: what was run, and one for each model and dataset.
 
-    text: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """Text as it is."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Folded:
-    """What few readers want, behind a line that opens it."""
-
-    summary: str
-    items: Sequence["Item"]
-
-
-Item: TypeAlias = Note | Source | Table | Drawing | Folded
-Named = TypeVar("Named", Table, Drawing)
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands below it.
-
-    Attributes:
-        name: of its anchor.
-        title: its heading.
-        items: in their order.
-        sections: below it.
+    Args:
+        runs, settings: the same runs, see ``settings_of``.
+        left_out: why further runs could not be read.
     """
-
-    name: str
-    title: str
-    items: Sequence[Item] = ()
-    sections: Sequence["Section"] = field(default=())
-
-
-def contents(runs: Sequence[Run], settings: Sequence[Setting]) -> list[Section]:
-    """The report's sections: what was run, and a part for each model and dataset."""
-    parts = [
-        _part(setting, index if len(settings) > 1 else None)
+    each = [
+        _section(setting, index if len(settings) > 1 else None)
         for index, setting in enumerate(settings)
     ]
-    return [_what_was_run(runs, settings), *parts]
+    return [_what_was_run(runs, settings, left_out), *each]
 
 
-def runs_table(settings: Sequence[Setting]) -> Table:
-    """A row a run: what it is, how far it is, and the SPHERE that it used."""
-    rows = []
-    for setting in settings:
-        for arm in setting.arms:
-            for run in arm.runs:
-                config = run.config
-                rows.append(
-                    {
-                        "model": setting.model,
-                        "dataset": setting.dataset,
-                        "editor": arm.editor,
-                        "sphere": f"α {config['sphere.alpha']:g}, η {config['sphere.eta']:g}"
-                        if arm.enabled
-                        else "off",
-                        "seed": config["seed"],
-                        "batch_size": run.progress.batch_size,
-                        "edits": run.progress.edits,
-                        "state": run.state,
-                        "started": run.provenance.get("started_at", ""),
-                        "folder": run.name,
-                    }
-                )
-    columns = [
-        label("Model", "model"),
-        label("Dataset", "dataset"),
-        label("Editor", "editor"),
-        label("SPHERE", "sphere"),
-        number("Seed", "seed", 0),
-        number("Batch", "batch_size", 0),
-        number("Edits", "edits", 0),
-        label("State", "state"),
-        label("Folder", "folder"),
-    ]
-    return Table("runs", "The runs", pandas.DataFrame(rows), columns)
-
-
-def differences_table(runs: Sequence[Run]) -> Table | None:
-    """A row for each choice that differs between runs; None where none does."""
-    table = differences(runs)
-    if len(runs) < 2 or table.empty or not len(table.columns):
-        return None
-    rows = []
-    for key in table:
-        counts = table[key].value_counts(sort=False)
-        values = ", ".join(f"{value} ({count})" for value, count in counts.items())
-        rows.append({"key": key, "values": values})
-    columns = [label("Key", "key"), label("Values (runs)", "values")]
-    return Table("differences", "What differs between the runs", pandas.DataFrame(rows), columns)
-
-
-def _what_was_run(runs: Sequence[Run], settings: Sequence[Setting]) -> Section:
+def _what_was_run(
+    runs: Sequence[Run], settings: Sequence[Setting], left_out: Sequence[str]
+) -> Section:
     unfinished = [run for run in runs if not run.ended]
     items: list[Item] = []
     if unfinished:
@@ -136,6 +55,7 @@ def _what_was_run(runs: Sequence[Run], settings: Sequence[Setting]) -> Section:
                 "the steps recorded so far."
             )
         )
+    items += [Note(f"Left out: {reason}.") for reason in left_out]
     items += [Note(f"{run.name}: {incident}.") for run in runs for incident in run.incidents]
     if (table := differences_table(runs)) is not None:
         items.append(table)
@@ -145,95 +65,109 @@ def _what_was_run(runs: Sequence[Run], settings: Sequence[Setting]) -> Section:
     return Section("runs", "What was run", items)
 
 
-def _part(setting: Setting, index: int | None) -> Section:
-    """All about one model and dataset; with an index, names are set apart from other parts'."""
-    scope, kind = setting.scopes[0], setting.headline
-    sections = [
+def _section(setting: Setting, index: int | None) -> Section:
+    """All about one model and dataset; with an index, its names differ from other sections'."""
+    section = Section(
+        "part",
+        setting.title,
+        [Note(f"Headline metrics are {setting.headline}.")],
+        [
+            *(_about_scores(setting, setting.scopes[0]) if _has_scores(setting) else [_NO_SCORES]),
+            Section("energy", "Energy and quality", _energy(setting)),
+            Section("geometry", "Geometry of the weights", _geometry(setting)),
+            Section("cost", "Where the time went", _cost(setting)),
+        ],
+    )
+    return section if index is None else with_prefix(section, f"{index + 1}-")
+
+
+_NO_SCORES = Section("results", "Results", [Note("These runs have recorded no headline scores.")])
+
+
+def _has_scores(setting: Setting) -> bool:
+    return bool(setting.scopes and setting.metrics)
+
+
+def _about_scores(setting: Setting, scope: str) -> list[Section]:
+    return [
         Section("results", "Results", _results(setting)),
         Section("gain", "What SPHERE gains", _gains(setting, scope)),
         Section("curves", "Over the stream of edits", _curves(setting, scope)),
-        Section("retention", "Retention", _drawn(score_figures.retention(setting))),
-        Section(
-            "energy",
-            "Energy and quality",
-            _energy(setting, scope),
-        ),
-        Section(
-            "geometry",
-            "Geometry of the weights",
-            [
-                *_geometry(setting),
-                weight_figures.norms(setting),
-                weight_table(setting),
-                cosine_table(setting),
-            ],
-        ),
-        Section("cost", "Where the time went", _cost(setting)),
+        Section("retention", "Retention", _retention(setting)),
     ]
-    part = Section(
-        "part",
-        setting.title,
-        [Note(f"Headline metrics are {kind}.")],
-        sections,
-    )
-    return part if index is None else _renamed(part, f"{index + 1}-")
 
 
 def _results(setting: Setting) -> list[Item]:
     items: list[Item] = [
         Note(
-            "Mean ± standard deviation over runs that differ in their seed alone. Success is the "
-            "share of prompts on which the wanted answer is likelier than the other one, accuracy "
-            "that of the wanted tokens being the likeliest of all; score is the harmonic mean. HE "
-            "change is that of the mean hyperspherical energy from the unedited model’s."
-        )
+            "Mean ± standard deviation over runs that differ in their seed alone. HE change is "
+            "that of the mean hyperspherical energy from the unedited model’s."
+        ),
+        *(Note(f"{line}.") for line in measured_earlier(setting, setting.scopes[0])),
     ]
     for scope in setting.scopes:
-        table = headline_table(setting, scope)
-        items.append(replace(table, caption=f"{table.caption}: {SCOPES[scope]}"))
-    return items
+        table = headline_table(setting, scope, setting.measures)
+        items.append(replace(table, caption=f"{table.caption}: {SCOPES.get(scope, scope)}"))
+    meanings = meanings_table(setting)
+    return [*items, Folded(meanings.caption, [meanings])]
 
 
 def _gains(setting: Setting, scope: str) -> list[Item]:
     items: list[Item] = []
-    for kind in setting.kinds:
-        table = gains_table(setting, scope, kind)
-        if table is None:
-            return [
-                Note("No two of these runs differ in SPHERE alone: run the same with sphere=off.")
-            ]
-        if kind == setting.headline:
-            items.append(score_figures.gains(table))
-        items.append(table)
+    for measure in setting.measures:
+        if (table := gains_table(setting, scope, measure)) is not None:
+            items += [score_figures.gains(setting, table, measure), table]
+    if not items:
+        return [Note("No two of these runs differ in SPHERE alone: run the same with sphere=off.")]
     note = Note(
         "Points are differences of percentages; % is of the value without SPHERE, and does not "
         "exist where that is zero. The paper’s average is its poster’s (arXiv 2510.01172), over "
-        "its models, editors and data, in % alone, and without saying of which kind: it is here to "
-        "compare with, not a result of these runs."
+        "its models, editors and data, in % alone, and without saying of which measure: it is here "
+        "to compare with, not a result of these runs."
     )
     return [note, *items]
 
 
 def _curves(setting: Setting, scope: str) -> list[Item]:
-    collapse: list[Item] = [Note(COLLAPSE), collapse_table(setting, scope)]
-    if not _is_series(setting, scope):
+    collapse: list[Item] = [Note(MEANING), collapse_table(setting)]
+    if not _is_series(setting, scope, setting.headline):
         return [Note("Evaluated after one step at most: there is no curve to draw."), *collapse]
-    scores = [score_figures.curves(setting, each) for each in setting.scopes]
-    return [*scores, *_drawn(score_figures.perplexity(setting)), *collapse]
+    others = [
+        measure
+        for measure in setting.measures
+        if measure != setting.headline and _is_series(setting, scope, measure)
+    ]
+    return [
+        *(score_figures.curves(setting, each, setting.headline) for each in setting.scopes),
+        *(score_figures.curves(setting, scope, measure) for measure in others),
+        score_figures.perplexity(setting) or Note("These runs have measured no perplexity."),
+        *collapse,
+    ]
 
 
-def _is_series(setting: Setting, scope: str) -> bool:
+def _is_series(setting: Setting, scope: str, measure: str) -> bool:
     """Some run was evaluated after two steps or more, the unedited model not counted."""
-    return any((run.scores(scope)["step"] > 0).sum() > 1 for run in setting.runs)
+    return any((run.scores(scope, measure)["step"] > 0).sum() > 1 for run in setting.runs)
 
 
-def _energy(setting: Setting, scope: str) -> list[Item]:
-    if not _is_series(setting, scope):
+def _retention(setting: Setting) -> list[Item]:
+    missing = Note(f"These runs have recorded no {setting.headline} of single prompts.")
+    return [score_figures.retention(setting) or missing]
+
+
+def _energy(setting: Setting) -> list[Item]:
+    figure = energy_figures.energy(setting)
+    if figure is None:
+        return [Note("These runs have not measured the hyperspherical energy.")]
+    if not _has_scores(setting):
+        return [figure, Note("There are no scores to correlate it with.")]
+    scope = setting.scopes[0]
+    if not _is_series(setting, scope, setting.headline):
         few = "Evaluated after one step at most: there is nothing to correlate."
-        return [weight_figures.energy(setting), Note(few)]
+        return [figure, Note(few)]
     items: list[Item] = [
-        weight_figures.energy(setting),
-        weight_figures.energy_against_quality(setting, scope),
+        figure,
+        energy_figures.energy_against_quality(setting, scope),
         Note(
             "The unedited model is left out: from it to the first batch quality rises because "
             "anything is edited at all. Pooled correlations are within runs: from each run its "
@@ -253,21 +187,30 @@ def _energy(setting: Setting, scope: str) -> list[Item]:
     by_layer = layer_correlation_table(setting, scope)
     lagged = lag_table(setting, scope)
     folded = [Folded(table.caption, [table]) for table in (by_layer, lagged)]
-    return [*items, folded[0], weight_figures.lags(lagged), folded[1]]
+    return [*items, folded[0], energy_figures.lags(setting, lagged), folded[1]]
 
 
 def _geometry(setting: Setting) -> list[Item]:
-    found = _drawn(weight_figures.cosines(setting), weight_figures.principal_plane(setting))
-    missing = Note(
-        "These runs have no geometry table, so their distributions of cosines and their principal "
-        "planes cannot be drawn; the table below has percentiles."
-    )
-    return found or [missing]
+    items: list[Item] = _drawn(
+        weight_figures.cosines(setting), weight_figures.principal_plane(setting)
+    ) or [
+        Note(
+            "These runs have no geometry table, so their distributions of cosines and their "
+            "principal planes cannot be drawn."
+        )
+    ]
+    items += _drawn(weight_figures.norms(setting))
+    weights = weight_table(setting)
+    if weights is None:
+        return [*items, Note("These runs have not measured the edited weights.")]
+    cosines = cosine_table(weights)
+    missing = Note("These runs have not measured the cosines between neurons.")
+    return [*items, weights, cosines or missing]
 
 
 def _cost(setting: Setting) -> list[Item]:
     table = time_table(setting)
-    return [score_figures.time(table), table]
+    return [time_figure(setting, table), table]
 
 
 def _drawn(*drawings: Drawing | None) -> list[Item]:
@@ -275,27 +218,9 @@ def _drawn(*drawings: Drawing | None) -> list[Item]:
 
 
 def _origin(run: Run) -> str:
+    facts = {key: value for key, value in run.provenance.items() if key != "columns"}
     lines = [str(run.folder), ""]
-    for facts in (pandas.json_normalize(run.provenance).to_dict("records")[0], run.config):
-        lines += [f"{key}: {value}" for key, value in facts.items()]
+    for each in (flatten(facts), run.config):
+        lines += [f"{key}: {value}" for key, value in each.items()]
         lines.append("")
     return "\n".join(lines).rstrip()
-
-
-def _renamed(section: Section, prefix: str) -> Section:
-    def named(item: Named) -> Named:
-        return replace(item, name=f"{prefix}{item.name}")
-
-    def rename(item: Item) -> Item:
-        if isinstance(item, Folded):
-            return replace(item, items=[rename(each) for each in item.items])
-        if isinstance(item, Table):
-            return named(item)
-        return named(item) if isinstance(item, Drawing) else item
-
-    return replace(
-        section,
-        name=f"{prefix}{section.name}",
-        items=[rename(item) for item in section.items],
-        sections=[_renamed(each, prefix) for each in section.sections],
-    )

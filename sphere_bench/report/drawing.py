@@ -1,6 +1,6 @@
 """How figures look, and how they become files and parts of a page.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart. On a page they are CSS
+Colours are Okabe and Ito's, which colour-blind readers can distinguish. On a page they are CSS
 variables, so that one figure suits light and dark; in PNG and PDF they are the light ones.
 """
 
@@ -72,6 +72,7 @@ _STYLE: Any = {
     "savefig.facecolor": "none",
     **{f"{part}.color": INK for part in ("text", "xtick", "ytick", "grid")},
     **{f"axes.{part}": INK for part in ("edgecolor", "labelcolor", "titlecolor")},
+    "text.parse_math": False,  # a name may hold a dollar sign
     "svg.fonttype": "none",
     "svg.hashsalt": "sphere-bench",
     "pdf.fonttype": 42,
@@ -191,8 +192,16 @@ def looks(setting: Setting) -> dict[str, Look]:
     }
 
 
-def draw_runs(axes: Axes, runs: Sequence[pandas.Series], look: Look, **options: Any) -> None:
-    """The mean of the runs' series, by edits, in a band from the lowest run to the highest."""
+def draw_runs(
+    axes: Axes, runs: Sequence["pandas.Series[float]"], look: Look, **options: Any
+) -> None:
+    """The mean of the runs' series, by edits, in a band from the lowest run to the highest.
+
+    Runs without a value are left out; with none left nothing is drawn.
+    """
+    runs = [run for run in runs if len(run)]
+    if not runs:
+        return
     table = pandas.concat(runs, axis=1).astype(float).sort_index().dropna(how="all")
     marker = "o" if len(table) <= 25 else ""
     axes.plot(

@@ -1,41 +1,55 @@
 """The report in a terminal: the results and SPHERE's gain, without figures."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 
-from sphere_bench.data.records import HEADLINES
 from sphere_bench.report.comparing import Setting, settings_of
-from sphere_bench.report.reading import find_runs
-from sphere_bench.report.results import gains_table, headline_table
-from sphere_bench.report.tables import Column, Table, to_text
+from sphere_bench.report.finding import Found
+from sphere_bench.report.score_tables import gains_table, headline_table
+from sphere_bench.report.tables import Table, to_csv, to_latex, to_markdown, to_text
 
 
-def overview(places: Iterable[str]) -> str:
+def _markdown(table: Table) -> str:
+    return f"**{table.caption}**\n\n{to_markdown(table)}"
+
+
+FORMATS: Mapping[str, Callable[[Table], str]] = {
+    "text": to_text,
+    "markdown": _markdown,
+    "latex": to_latex,
+    "csv": to_csv,
+}
+
+
+def overview(found: Found, form: str = "text") -> str:
     """Every setting's arms beside the unedited model, on its main scope, and SPHERE's gains.
 
-    Raises:
-        SphereBenchError: see :func:`find_runs`.
+    Args:
+        found: the runs.
+        form: one of :data:`FORMATS`; all but ``text`` give the tables alone.
     """
-    runs = find_runs(places)
-    parts = [
-        f"{setting.title}: {setting.headline}, mean ± standard deviation over runs\n\n"
-        + "\n\n".join(to_text(table) for table in _tables(setting))
-        for setting in settings_of(runs)
+    written = []
+    for setting in settings_of(found.runs):
+        tables = [FORMATS[form](table) for table in _tables(setting)]
+        if form == "text":
+            about = f"{setting.title}: {setting.headline}, mean ± standard deviation over runs"
+            tables = [about, *(tables or ["no headline score is recorded"])]
+        written += tables
+    return "\n\n".join(written)
+
+
+def remarks(found: Found) -> list[str]:
+    """What a reader must know beside the numbers."""
+    return [
+        *(f"{run.name} is unfinished, {run.state}" for run in found.runs if not run.ended),
+        *(f"{run.name}: {incident}" for run in found.runs for incident in run.incidents),
+        *(f"left out: {reason}" for reason in found.damaged),
     ]
-    unfinished = [f"{run.name} is unfinished, {run.state}" for run in runs if not run.ended]
-    beside = [f"{run.name}: {incident}" for run in runs for incident in run.incidents]
-    return "\n\n".join([*parts, *unfinished, *beside])
 
 
-def _tables(setting: Setting) -> list[Table]:
+def _tables(setting: Setting) -> Sequence[Table]:
+    if not (setting.scopes and setting.metrics):
+        return []
     scope = setting.scopes[0]
-    results = headline_table(setting, scope)
+    results = headline_table(setting, scope, [setting.headline])
     gains = gains_table(setting, scope, setting.headline)
-    columns = [column for column in results.columns if _is_headline(column, setting.headline)]
-    narrow = Table(results.name, results.caption, results.rows, columns)
-    return [narrow] if gains is None else [narrow, gains]
-
-
-def _is_headline(column: Column, headline: str) -> bool:
-    return not any(
-        column.group.startswith(kind.capitalize()) for kind in HEADLINES if kind != headline
-    )
+    return [results] if gains is None else [results, gains]

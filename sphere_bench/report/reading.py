@@ -1,22 +1,21 @@
-"""Run folders as the report sees them: nothing but files is read."""
+"""One run as the report sees it: nothing but its files is read."""
 
-import glob
 import json
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas
 from omegaconf import OmegaConf
 
+from sphere_bench.config.identity import flatten
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.recording import SCHEMAS, Progress, Table, read_progress, read_table
-from sphere_bench.summary import incidents
-
-CONFIG, PROGRESS, PROVENANCE = "config.yaml", "progress.json", "provenance.json"
+from sphere_bench.report import earlier_version
+from sphere_bench.report.declarations import Declarations, is_plain_name, read_declarations, unique
+from sphere_bench.run_folder.folder import Progress, RunFolder
+from sphere_bench.run_folder.summary import incidents
+from sphere_bench.run_folder.table_files import ReadTable, read_parts
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,16 @@ class Run:
         folder: where it is.
         progress: how far it was when its folder was opened.
         config: dotted keys to values.
-        provenance: where its numbers come from; empty where that was not written.
+        provenance: where its numbers come from; empty where that cannot be read.
+        declared: what its tables hold.
     """
 
-    folder: Path
+    folder: RunFolder
     progress: Progress
     config: dict[str, Any]
     provenance: dict[str, Any]
+    declared: Declarations
+    _tables: dict[str, ReadTable] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -53,103 +55,161 @@ class Run:
         return self.progress.state in ("done", "collapsed")
 
     @cached_property
-    def incidents(self) -> list[str]:
-        """What is to be known beside the numbers."""
-        return incidents(self.progress, self.steps)
+    def headline(self) -> str:
+        """The measure that is shown first, such as ``success``."""
+        recorded = self.provenance.get("headline")
+        return str(recorded) if recorded else earlier_version.headline(self.steps)
 
     @cached_property
+    def incidents(self) -> list[str]:
+        """What a reader must know beside the numbers."""
+        return [*self.problems, *incidents(self.progress, self.steps)]
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What of the run's files is damaged or missing, and therefore left out."""
+        problems = []
+        if not self.provenance:
+            file = self.folder.provenance_file.name
+            problems.append(f"{file} is missing or damaged: the usual columns are read")
+        for name in self.declared.tables:
+            damaged = self._table(name).damaged
+            problems += [f"{name}/{file.name} is damaged and left out" for file in damaged]
+            lost = self.progress.rows.get(name, 0) - len(self.table(name))
+            if gaps := self._expected_steps(name) - set(self.table(name).get("step", ())):
+                problems.append(f"{name} has no rows of steps {_write_steps(gaps)}")
+            elif lost > 0:
+                problems.append(f"{name} lacks {lost} of {self.progress.rows[name]} rows")
+        return problems
+
+    def table(self, name: str) -> pandas.DataFrame:
+        """A table's rows as far as they can be read; without any column where there are none."""
+        return self._table(name).rows
+
+    @property
     def steps(self) -> pandas.DataFrame:
         """The steps table, rows without evaluation included."""
-        return read_table(self.folder, "steps")
+        return self.table("steps")
 
-    @cached_property
-    def evaluated(self) -> pandas.DataFrame:
-        """The rows of the steps table that somebody was evaluated for."""
-        return self.steps[self.steps["records"] > 0]
-
-    def scores(self, scope: str) -> pandas.DataFrame:
-        """The rows of :attr:`evaluated` for one scope."""
-        return self.evaluated[self.evaluated["scope"] == scope]
-
-    @cached_property
+    @property
     def layers(self) -> pandas.DataFrame:
-        return read_table(self.folder, "layers")
+        return self.table("layers")
 
-    def layer(self, layer: int) -> pandas.DataFrame:
-        """The rows of :attr:`layers` for one layer."""
-        return self.layers[self.layers["layer"] == layer]
-
-    @cached_property
+    @property
     def cases(self) -> pandas.DataFrame:
-        """Empty where no step was evaluated."""
-        return self._if_recorded("cases")
+        return self.table("cases")
+
+    @property
+    def geometry(self) -> pandas.DataFrame:
+        return self.table("geometry")
 
     @cached_property
-    def geometry(self) -> pandas.DataFrame:
-        """Empty for a run of a version that did not record it."""
-        return self._if_recorded("geometry")
+    def scopes(self) -> list[str]:
+        """Those with a score."""
+        scored = self.steps.reindex(columns=[column.name for column in self.declared.scores])
+        scopes = self.steps.loc[scored.notna().any(axis=1), "scope"]
+        return [scope for scope in unique(map(str, scopes)) if is_plain_name(scope)]
+
+    def scores(self, scope: str, measure: str) -> pandas.DataFrame:
+        """The rows of one scope that have a score of one measure.
+
+        Returns:
+            Columns ``step``, ``edits`` and one for each metric that has the measure.
+        """
+        metrics = self.declared.scores_of(measure)
+        columns = {column.name: metric for metric, column in metrics.items()}
+        rows = self.steps[self.steps["scope"] == scope]
+        found = rows.reindex(columns=["step", "edits", *columns]).rename(columns=columns)
+        scored: pandas.DataFrame = found[found[list(metrics)].notna().any(axis=1)]
+        return scored
+
+    def step_values(self, column: str, by: str = "step") -> "pandas.Series[float]":
+        """A step's own column of the steps table, by ``step`` or ``edits``.
+
+        Steps without a value are left out: whatever measures it had no turn there.
+        """
+        return column_of(self.steps.drop_duplicates("step").set_index(by), column).dropna()
+
+    def layer_values(self, layer: int, column: str, by: str = "step") -> "pandas.Series[float]":
+        """The same of one layer and a column of the layers table."""
+        if "layer" not in self.layers:
+            return pandas.Series(dtype=float)
+        rows = self.layers[self.layers["layer"] == layer].set_index(by)
+        return column_of(rows, column).dropna()
 
     def portraits(self, layer: int) -> pandas.DataFrame:
         """The rows of :attr:`geometry` for one layer, the unedited weight's first."""
-        return self.geometry[self.geometry["layer"] == layer]
+        if "layer" not in self.geometry:
+            return self.geometry
+        rows: pandas.DataFrame = self.geometry[self.geometry["layer"] == layer]
+        return rows
 
-    def _if_recorded(self, table: Table) -> pandas.DataFrame:
-        if any((self.folder / table).glob("part-*.parquet")):
-            return read_table(self.folder, table)
-        return pandas.DataFrame(columns=SCHEMAS[table].names)
+    def _table(self, name: str) -> ReadTable:
+        if name not in self._tables:
+            self._tables[name] = read_parts(self.folder, name, self.progress.step)
+        return self._tables[name]
+
+    def _expected_steps(self, table: str) -> set[int]:
+        """The steps of which a table must have rows."""
+        if self.declared.is_per_step(table):
+            return set(range(self.progress.step + 1))
+        # A table of single prompts has rows wherever the mean over them is in the steps table.
+        if {"scope", self.headline} <= set(self.table(table)):
+            return {
+                int(s) for scope in self.scopes for s in self.scores(scope, self.headline)["step"]
+            }
+        return set()
 
 
-def find_runs(places: Iterable[str]) -> list[Run]:
-    """The runs that the places name, each once, in the order of their folders' names.
-
-    Args:
-        places: run folders, folders of runs such as a multirun's, or patterns of either. In a
-            folder of runs, those that have recorded nothing yet are passed over.
+def read_run(folder: RunFolder) -> Run:
+    """The run in a folder.
 
     Raises:
-        SphereBenchError: a place is nothing of that kind, or a file of a run is damaged.
+        SphereBenchError: it has recorded nothing yet, or what it cannot be read without is damaged.
     """
-    folders: dict[Path, Path] = {}
-    for place in places:
-        for path in _expand(place):
-            for folder in _runs_in(path):
-                folders.setdefault(folder.resolve(), folder)
-    return [_read(folder) for folder in sorted(folders.values(), key=lambda each: each.name)]
+    progress, state = folder.progress(), folder.state()
+    if progress is None or state is None:
+        raise SphereBenchError(f"{folder} has recorded no step yet")
+    progress = replace(progress, state=state)
+    provenance = _read_provenance(folder)
+    declared = read_declarations(provenance) or earlier_version.DECLARATIONS
+    run = Run(folder, progress, _read_config(folder), provenance, declared)
+    if run.steps.empty:
+        raise SphereBenchError(f"{folder} has no steps that can be read")
+    return run
 
 
-def _expand(place: str) -> list[Path]:
-    if Path(place).exists():
-        return [Path(place)]
-    found = [Path(path) for path in sorted(glob.glob(place))]
-    if not found:
-        raise SphereBenchError(f"{place}: no such folder")
-    # A pattern also finds what lies beside the runs, such as a multirun's own file.
-    return [path for path in found if path.is_dir()] or found
+def column_of(table: pandas.DataFrame, name: str) -> "pandas.Series[float]":
+    """A column of numbers; all NaN where the table lacks it."""
+    column: pandas.Series[float] = table.reindex(columns=[name])[name].astype(float)
+    return column
 
 
-def _runs_in(path: Path) -> list[Path]:
-    if (path / PROGRESS).is_file():
-        return [path]
-    if (path / CONFIG).is_file():
-        raise SphereBenchError(f"{path} has recorded no step yet: wait for its first")
-    inside = sorted(file.parent for file in path.glob(f"*/{PROGRESS}"))
-    if not inside:
-        raise SphereBenchError(
-            f"{path} is no run and holds none: name folders that `sphere-bench run` wrote"
-        )
-    return inside
-
-
-def _read(folder: Path) -> Run:
-    progress = read_progress(folder)
-    if progress is None:  # the run was started anew just now
-        raise SphereBenchError(f"{folder} has recorded no step yet: wait for its first")
+def _read_config(folder: RunFolder) -> dict[str, Any]:
+    file = folder.config_file
     try:
-        nested = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-        config = pandas.json_normalize(nested).to_dict("records")[0]  # type: ignore[arg-type]
+        content = OmegaConf.to_container(OmegaConf.load(file))
     except Exception as error:  # YAML's parser has errors of its own
-        raise SphereBenchError(f"{folder / CONFIG} is missing or damaged") from error
-    provenance: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        provenance = json.loads((folder / PROVENANCE).read_text("utf-8"))
-    return Run(folder, progress, {str(key): value for key, value in config.items()}, provenance)
+        raise SphereBenchError(f"{file} is missing or damaged") from error
+    if not isinstance(content, dict):
+        raise SphereBenchError(f"{file} is damaged")
+    return flatten({str(key): value for key, value in content.items()})
+
+
+def _read_provenance(folder: RunFolder) -> dict[str, Any]:
+    try:
+        content = json.loads(folder.provenance_file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_steps(steps: Iterable[int]) -> str:
+    """``1, 3 to 5``: rising numbers, runs of them as ranges."""
+    spans: list[list[int]] = []
+    for step in sorted(steps):
+        if spans and step == spans[-1][1] + 1:
+            spans[-1][1] = step
+        else:
+            spans.append([step, step])
+    return ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in spans)

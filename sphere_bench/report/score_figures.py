@@ -1,14 +1,15 @@
-"""Figures of how the edits fare: scores over the stream, SPHERE's gain, retention, time."""
+"""Figures of how the edits fare: scores over the stream, perplexity, SPHERE's gain, retention."""
 
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import pandas
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from sphere_bench.evaluation.metrics import METRICS
-from sphere_bench.recording import STAGES
 from sphere_bench.report.comparing import SCOPES, Setting
+from sphere_bench.report.declarations import Kind
 from sphere_bench.report.drawing import (
     BASELINE,
     INK,
@@ -21,7 +22,7 @@ from sphere_bench.report.drawing import (
     panels,
     style,
 )
-from sphere_bench.report.reading import Run
+from sphere_bench.report.reading import Run, column_of
 from sphere_bench.report.tables import Table
 
 # Enough for a page; more rows or columns are merged.
@@ -29,22 +30,27 @@ _MOST_CELLS = 60
 _MOST_PANELS_ABREAST = 4
 
 
-def curves(setting: Setting, scope: str) -> Drawing:
-    """Every metric over edits: a row an editor, with and without SPHERE in each panel."""
-    kind, look = setting.headline, looks(setting)
+def curves(setting: Setting, scope: str, measure: str) -> Drawing:
+    """Every metric over edits: a row for each editor, with and without SPHERE in each panel."""
+    metrics, look = setting.metrics_of(measure), looks(setting)
+    unit = setting.unit(measure)
     with style():
-        figure, grid = panels(len(setting.editors), 4, 1.55, sharex="all", sharey="all")
+        figure, grid = panels(len(setting.editors), len(metrics), 1.55, sharex="all", sharey="all")
         for editor, row in zip(setting.editors, grid, strict=True):
-            for metric, axes in zip(METRICS, row, strict=True):
+            for metric, axes in zip(metrics, row, strict=True):
+                unedited = []
                 for arm in setting.arms_of(editor):
-                    scored = [_by_edits(run, scope, metric) for run in arm.runs]
+                    scored = [_by_edits(run, scope, metric, measure) for run in arm.runs]
                     draw_runs(axes, [each[each.index > 0] for each in scored], look[arm.variant])
-                    unedited = np.nanmean([each.get(0, np.nan) for each in scored])
-                axes.axhline(unedited, color=MUTED, linestyle=":", linewidth=1.2)
-                axes.set_ylim(-3, 103)
+                    unedited += [each[0] for each in scored if 0 in each]
+                if unedited:
+                    level = float(np.mean(unedited))
+                    axes.axhline(level, color=MUTED, linestyle=":", linewidth=1.2)
+                if unit == "%":
+                    axes.set_ylim(-3, 103)
             row[0].set_ylabel(editor, fontweight="bold")
-        for metric, top, bottom in zip(METRICS, grid[0], grid[-1], strict=True):
-            top.set_title(f"{metric.capitalize()} {kind}, %")
+        for metric, top, bottom in zip(metrics, grid[0], grid[-1], strict=True):
+            top.set_title(f"{metric.capitalize()} {measure}{f', {unit}' if unit else ''}")
             bottom.set_xlabel("edits")
             bottom.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         for variant, each in look.items():
@@ -52,19 +58,19 @@ def curves(setting: Setting, scope: str) -> Drawing:
         grid[0][0].plot([], [], color=MUTED, linestyle=":", label="unedited model")
         legend(figure, grid[0][0])
     return Drawing(
-        f"curves-{scope}",
-        f"Scope {scope}: {SCOPES[scope]}. Lines are means over runs, bands go from the lowest run "
-        "to the highest.",
-        f"Line charts of efficacy, generalization, specificity and score ({kind}, in percent) over "
-        f"edits on scope {scope}, a row for each of {', '.join(setting.editors)}, with a line for "
-        f"each of {', '.join(setting.variants)}. The last values stand in table headline-{scope}.",
+        f"curves-{scope}" if measure == setting.headline else f"curves-{scope}-{measure}",
+        f"{measure.capitalize()} on scope {scope}: {SCOPES.get(scope, scope)}. Lines are means "
+        "over runs, bands go from the lowest run to the highest.",
+        f"Line charts of {', '.join(metrics)} ({measure}) over edits on scope {scope}, a row for "
+        f"each of {', '.join(setting.editors)}, with a line for each of "
+        f"{', '.join(setting.variants)}. The last values are in table headline-{scope}.",
         figure,
     )
 
 
 def perplexity(setting: Setting) -> Drawing | None:
-    """Of the fixed text over edits, a panel an editor; None where no run took it."""
-    if not any(run.evaluated["perplexity"].notna().any() for run in setting.runs):
+    """Of the fixed text over edits, a panel for each editor; None where no run measured it."""
+    if not any(len(run.step_values("perplexity")) for run in setting.runs):
         return None
     look = looks(setting)
     with style():
@@ -78,16 +84,14 @@ def perplexity(setting: Setting) -> Drawing | None:
                 axes.set_axis_off()
                 continue
             for arm in setting.arms_of(editor):
-                series = [_by_edits(run, setting.scopes[0], "perplexity") for run in arm.runs]
-                known = [each.dropna() for each in series if each.notna().any()]
-                if known:
-                    draw_runs(axes, known, look[arm.variant])
+                series = [run.step_values("perplexity", by="edits") for run in arm.runs]
+                draw_runs(axes, series, look[arm.variant])
             axes.set_title(editor)
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
             axes.set_xlabel("edits")
-            axes.tick_params(labelbottom=True)  # nothing may stand below it
+            axes.tick_params(labelbottom=True)  # there may be no panel below it
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         for row in grid:
             row[0].set_ylabel("perplexity")
@@ -104,15 +108,16 @@ def perplexity(setting: Setting) -> Drawing | None:
     )
 
 
-def gains(table: Table) -> Drawing:
-    """SPHERE's gain in points, a bar an editor, from a :func:`results.gains_table`."""
+def gains(setting: Setting, table: Table, measure: str) -> Drawing:
+    """SPHERE's gain in points, a bar for each editor, from a :func:`score_tables.gains_table`."""
     rows = table.rows[table.rows["edits"].notna()]
     several = rows["editor"].duplicated().any()
     names = rows["editor"] + ("\n" + rows["variant"] if several else "")
-    kind = table.name.removeprefix("gain-")
+    metrics = setting.metrics_of(measure)
     with style():
-        figure, (row,) = panels(1, 4, 0.5 + 0.28 * len(rows), sharex="all", sharey="all")
-        for metric, axes in zip(METRICS, row, strict=True):
+        height = 0.5 + 0.28 * len(rows)
+        figure, (row,) = panels(1, len(metrics), height, sharex="all", sharey="all")
+        for metric, axes in zip(metrics, row, strict=True):
             points, deviations = rows[f"{metric}_points"], rows[f"{metric}_points_std"]
             colors = [SPHERES[0] if value >= 0 else BASELINE for value in points]
             places = np.arange(len(rows))
@@ -137,24 +142,25 @@ def gains(table: Table) -> Drawing:
         row[0].set_xlim(min(low, -1), max(high, 1))
     return Drawing(
         table.name,
-        f"Gain of SPHERE in {kind}, in points; whiskers are the standard deviation over seeds.",
-        f"Bar charts of SPHERE's gain in {kind}, in points, for each editor and metric; the "
-        f"numbers stand in table {table.name}.",
+        f"Gain of SPHERE in {measure}, in points; whiskers are the standard deviation over seeds.",
+        f"Bar charts of SPHERE's gain in {measure}, in points, for each editor and metric; the "
+        f"numbers are in table {table.name}.",
         figure,
     )
 
 
 def retention(setting: Setting) -> Drawing | None:
-    """Efficacy by when a fact was edited and when it is asked; None where no case is recorded."""
+    """The headline by when a fact was edited and when it is asked; None where no case has it."""
+    kind = _kind_of_edits(setting)
+    if kind is None:
+        return None
     every = {
-        (arm.editor, arm.variant): _retention(
-            [run for run in arm.runs if len(run.cases)], setting.headline
-        )
+        (arm.editor, arm.variant): _retention(arm.runs, kind.name, setting.headline)
         for arm in setting.arms
     }
     if not any(len(matrix) for matrix in every.values()):
         return None
-    kind = setting.headline
+    what = f"{kind.metric} {setting.headline}"
     with style():
         columns = len(setting.variants)
         width = min(9.0, 1.5 + 3.2 * columns)
@@ -180,75 +186,65 @@ def retention(setting: Setting) -> Drawing | None:
         every_panel = [axes for row in grid for axes in row]
         pad = 0.1 / figure.get_figheight()
         bar = figure.colorbar(image, ax=every_panel, location="top", aspect=50, shrink=0.6, pad=pad)
-        bar.set_label(f"efficacy {kind}, %")
+        bar.set_label(f"{what}, %")
         bar.outline.set_visible(False)
     return Drawing(
         "retention",
         "Retention: how facts fare by age. Each row of cells is the facts of one or several "
         "batches, from left to right as more is edited; the diagonal is what was just edited. "
         "From the records that the scopes sample; empty cells were not sampled.",
-        f"Heat maps of efficacy {kind} in percent by when a fact was edited and when it was asked, "
+        f"Heat maps of {what} in percent by when a fact was edited and when it was asked, "
         f"one for each of {', '.join(arm.label for arm in setting.arms)}.",
         figure,
     )
 
 
-def time(table: Table) -> Drawing:
-    """Seconds an edit by stage, from a :func:`measures.time_table`."""
-    colors = ("#0072b2", "#cc79a7", "#d55e00", "#009e73", "#8b939e", "#b07800")
-    rows = table.rows
-    with style():
-        figure, ((axes,),) = panels(1, 1, 0.6 + 0.24 * len(rows))
-        left = np.zeros(len(rows))
-        for stage, color in zip(STAGES, colors, strict=True):
-            seconds = (rows["total"] * rows[f"share_{stage}"] / 100).to_numpy()
-            axes.barh(range(len(rows)), seconds, left=left, height=0.65, color=color, label=stage)
-            left += seconds
-        axes.set_yticks(range(len(rows)), rows["editor"] + " " + rows["variant"])
-        axes.invert_yaxis()
-        axes.set_xlabel("seconds an edit")
-        axes.grid(axis="y", visible=False)
-        legend(figure, axes)
-    return Drawing(
-        "time",
-        "Where the time went, evaluation included.",
-        "Stacked bars of the seconds an edit took in each stage, for each editor with and without "
-        "SPHERE; the numbers stand in table time.",
-        figure,
-    )
+def _by_edits(run: Run, scope: str, metric: str, measure: str) -> "pandas.Series[float]":
+    return column_of(run.scores(scope, measure).set_index("edits"), metric)
 
 
-def _by_edits(run: Run, scope: str, metric: str) -> pandas.Series:
-    return run.scores(scope).set_index("edits")[metric]
+def _kind_of_edits(setting: Setting) -> Kind | None:
+    """The first kind of prompt that the table ``cases`` has the headline of."""
+    for run in setting.runs:
+        if not {"kind", setting.headline} <= set(run.cases):
+            continue
+        scored = set(run.cases.loc[run.cases[setting.headline].notna(), "kind"])
+        for kind in run.declared.kinds:
+            if kind.name in scored:
+                return kind
+    return None
 
 
-def _retention(runs: list[Run], headline: str) -> pandas.DataFrame:
-    """[edited after, asked after] mean efficacy in percent over records, then over runs."""
+def _retention(runs: Sequence[Run], kind: str, measure: str) -> pandas.DataFrame:
+    """[edited after, asked after] mean score in percent over records, then over runs."""
     matrices = []
     for run in runs:
-        rewrites = run.cases.query("kind == 'rewrite' and step > 0 and edited_at <= step")
+        if measure not in run.cases:
+            continue
+        cases = run.cases[run.cases["kind"] == kind].query("step > 0 and edited_at <= step")
         # A record may be in several scopes of a step.
-        rewrites = rewrites.drop_duplicates(["step", "case_id", "prompt_index"])
+        cases = cases.drop_duplicates(["step", "case_id", "prompt_index"])
         batch, total = run.progress.batch_size, run.progress.total
-        edited = (rewrites["edited_at"] * batch).clip(upper=total)
-        scores = rewrites.assign(edited=edited).groupby(["edited", "edits"])[headline].mean()
+        edited = (cases["edited_at"] * batch).clip(upper=total)
+        scores = cases.assign(edited=edited).groupby(["edited", "edits"])[measure].mean()
         matrices.append(100 * scores.unstack())
+    empty: pandas.DataFrame = pandas.DataFrame()
     if not matrices:
-        return pandas.DataFrame()
+        return empty
     mean = pandas.concat(matrices).groupby(level=0).mean()
-    return _merged(_merged(mean.sort_index(axis=1)).T).T
+    merged: pandas.DataFrame = _merged(_merged(mean.sort_index(axis=1)).T).T
+    return merged
 
 
 def _merged(matrix: pandas.DataFrame) -> pandas.DataFrame:
     """Neighbouring rows merged until there are few enough, each named by its last."""
     size = -(-len(matrix) // _MOST_CELLS)
     groups = np.arange(len(matrix)) // size
-    merged = matrix.groupby(groups).mean()
+    merged: pandas.DataFrame = matrix.groupby(groups).mean()
     merged.index = matrix.index.to_series().groupby(groups).last().to_list()
     return merged
 
 
-def _ticks(setter: object, values: pandas.Index) -> None:
-    assert callable(setter)
+def _ticks(setter: Callable[[Any, list[str]], object], values: "pandas.Index[Any]") -> None:
     places = np.unique(np.linspace(0, len(values) - 1, min(len(values), 5)).round().astype(int))
     setter(places, [str(values[place]) for place in places])

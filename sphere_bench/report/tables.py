@@ -1,6 +1,7 @@
 """A table of the report: its numbers, and how they are written on a page, in Markdown and text."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,6 +10,22 @@ import pandas
 
 Row = Mapping[str, Any]
 NONE = "–"
+_LATEX = str.maketrans(
+    {
+        **{each: f"\\{each}" for each in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "–": "--",
+        "’": "'",
+        "α": r"$\alpha$",
+        "η": r"$\eta$",
+        "<": "$<$",
+        ">": "$>$",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Table:
         caption: what it shows.
         rows: the numbers; CSV has all of them, a page what the columns say.
         columns: in their order.
-        emphasized: rows that stand apart, such as the unedited model's.
+        emphasized: rows that look different, such as the unedited model's.
     """
 
     name: str
@@ -77,8 +94,47 @@ def to_markdown(table: Table) -> str:
         *table.cells,
     ]
     return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+        f"| {' | '.join(without_markup(cell).replace('|', chr(92) + '|') for cell in line)} |"
+        for line in lines
     )
+
+
+def without_markup(text: str) -> str:
+    """Markdown that shows ``text`` on one line, tags included, instead of obeying them."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", " ".join(text.splitlines()))
+
+
+def to_latex(table: Table) -> str:
+    """The table as LaTeX for the package booktabs, with its caption."""
+    above, rules, start = [], [], 1
+    for group, span in table.groups:
+        above.append(f"\\multicolumn{{{span}}}{{c}}{{{_latex(group)}}}")
+        if group:
+            rules.append(f"\\cmidrule(lr){{{start}-{start + span - 1}}}")
+        start += span
+    lines = [[column.header for column in table.columns], *table.cells]
+    header, *body = [" & ".join(map(_latex, line)) + r" \\" for line in lines]
+    alignment = "".join("r" if column.numeric else "l" for column in table.columns)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_latex(table.caption)}}}",
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule",
+            *([" & ".join(above) + r" \\", " ".join(rules)] if above else []),
+            header,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def to_csv(table: Table) -> str:
+    """All numbers of the table, under its caption as a comment."""
+    return f"# {' '.join(table.caption.splitlines())}\n{table.rows.to_csv(index=False)}".rstrip()
 
 
 def to_text(table: Table) -> str:
@@ -133,6 +189,10 @@ def write_number(value: float | None, digits: int = 1, sign: bool = False) -> st
 
 def write_p_value(value: float) -> str:
     return NONE if is_missing(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _latex(text: str) -> str:
+    return text.translate(_LATEX)
 
 
 def is_missing(value: float | None) -> bool:

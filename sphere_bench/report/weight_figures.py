@@ -1,32 +1,27 @@
-"""Figures of the edited weights: energy, angles between neurons, principal plane, norms."""
+"""Figures of the edited weights: angles between neurons, principal plane, norms."""
 
-from itertools import cycle
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from sphere_bench.evaluation.metrics import METRICS
 from sphere_bench.report.comparing import Arm, Setting
 from sphere_bench.report.drawing import (
-    INK,
     MUTED,
-    SPHERE,
     Drawing,
     Look,
     draw_runs,
-    layer_colors,
     legend,
     looks,
     panels,
     style,
 )
-from sphere_bench.report.measures import energy_and_quality
 from sphere_bench.report.reading import Run
-from sphere_bench.report.statistics import LAGS, changes
-from sphere_bench.report.tables import Table
 
 _MOST_LAYERS = 4
 _NORMS = {
@@ -35,124 +30,33 @@ _NORMS = {
     "applied_norm": "Update norm, applied",
     "drift": "Drift, %",
 }
-
-
-def energy(setting: Setting) -> Drawing:
-    """HE change of every edited layer over edits: a row an editor, a column a variant."""
-    with style():
-        columns = len(setting.variants)
-        figure, grid = panels(len(setting.editors), columns, 1.7, sharex="all", sharey="row")
-        layers = setting.layers
-        shades = layer_colors(layers)
-        for editor, row in zip(setting.editors, grid, strict=True):
-            arms = {arm.variant: arm for arm in setting.arms_of(editor)}
-            for variant, axes in zip(setting.variants, row, strict=True):
-                axes.axhline(0, color=MUTED, linestyle=":", linewidth=1.2)
-                for layer in layers:
-                    if variant in arms:
-                        runs = [_layer(run, layer, "he_ratio") for run in arms[variant].runs]
-                        changed = [100 * (series - 1) for series in runs if len(series)]
-                        if changed:
-                            draw_runs(axes, changed, Look(shades[layer], "-"))
-            row[0].set_ylabel(editor, fontweight="bold")
-        for variant, top, bottom in zip(setting.variants, grid[0], grid[-1], strict=True):
-            top.set_title(variant)
-            bottom.set_xlabel("edits")
-            bottom.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-        figure.supylabel("HE change, %", fontsize="medium")
-        for layer in layers:
-            grid[0][0].plot([], [], color=shades[layer], label=f"layer {layer}")
-        legend(figure, grid[0][0])
-    return Drawing(
-        "energy",
-        "Hyperspherical energy of each edited layer, as the change from the unedited weight. Lower "
-        "is more uniform.",
-        "Line charts of the change of hyperspherical energy over edits, a line for each of layers "
-        f"{', '.join(map(str, layers))}, a panel for each of "
-        f"{', '.join(arm.label for arm in setting.arms)}.",
-        figure,
-    )
-
-
-def energy_against_quality(setting: Setting, scope: str) -> Drawing:
-    """A point an evaluated step: levels on the left, step-to-step changes on the right."""
-    look = looks(setting)
-    markers = dict(zip(setting.editors, cycle("osD^vPX<>*"), strict=False))
-    with style():
-        figure, (row,) = panels(1, 2, 3.2)
-        for axes, transform in zip(row, (lambda series: series, changes), strict=True):
-            for arm in setting.arms:
-                for run in arm.runs:
-                    x, y = transform(energy_and_quality(run, scope, "score"))
-                    axes.plot(
-                        x, y, linestyle="", marker=markers[arm.editor],
-                        color=look[arm.variant].color, alpha=0.75, markersize=4.5,
-                    )  # fmt: skip
-        row[0].set_xlabel("HE change from the unedited weight, %")
-        row[0].set_ylabel(f"score {setting.headline}, %")
-        row[1].set_xlabel("HE change since the last evaluated step, points")
-        row[1].set_ylabel(f"change of score {setting.headline}, points")
-        for line in (row[1].axhline, row[1].axvline):
-            line(0, color=MUTED, linestyle=":", linewidth=1.2)
-        for variant, each in look.items():
-            row[0].plot([], [], "s", color=each.color, label=variant)
-        if len(markers) > 1:
-            for editor, marker in markers.items():
-                row[0].plot([], [], marker, color=INK, label=editor)
-        legend(figure, row[0])
-    return Drawing(
-        "energy-quality",
-        f"Energy against quality on scope {scope}, a point an evaluated step.",
-        f"Scatter plots of hyperspherical energy against score ({setting.headline}), levels and "
-        "step-to-step changes; the correlations stand in the tables below.",
-        figure,
-    )
-
-
-def lags(table: Table) -> Drawing:
-    """Correlation by lag, from a :func:`measures.lag_table`."""
-    with style():
-        figure, (row,) = panels(1, 4, 2.0, sharey="all")
-        for metric, axes in zip(METRICS, row, strict=True):
-            rows = table.rows[table.rows["metric"] == metric]
-            r = rows["spearman_coefficient"]
-            reach = np.stack([r - rows["spearman_low"], rows["spearman_high"] - r]).clip(min=0)
-            axes.axhline(0, color=MUTED, linewidth=1)
-            axes.errorbar(rows["lag"], r, yerr=reach, fmt="o", color=SPHERE, elinewidth=1.4)
-            axes.set_title(metric.capitalize())
-            axes.set_xticks(LAGS)
-            axes.set_ylim(-1.05, 1.05)
-            axes.set_xlabel("lag, evaluations")
-        row[0].set_ylabel("Spearman’s r")
-    return Drawing(
-        "lags",
-        "Does a rise in HE come before a fall of quality? Correlation of the step-to-step change "
-        "of HE with that of quality so many evaluations later, pooled, with 95 % bootstrap "
-        "intervals. At a positive lag HE is first: a point below zero there says that a rise in HE "
-        "is followed by a fall.",
-        "Correlation of changes of energy and quality by lag, one panel a metric; the numbers "
-        "stand in table correlation-lagged.",
-        figure,
-    )
+_PORTRAIT = {"layer", "cosine_counts", "plane_x", "plane_y"}
 
 
 def cosines(setting: Setting) -> Drawing | None:
-    """Distribution of the cosine between neurons, before and after; None where not recorded."""
-    recorded = [run for run in setting.runs if len(run.geometry)]
-    if not recorded:
+    """Distribution of the cosine between neurons, before and after; None where not recorded.
+
+    A row for each editor, in it a panel for each of its layers, four at most.
+    """
+    runs = {editor: _with_portraits(setting, editor) for editor in setting.editors}
+    if not any(runs.values()):
         return None
-    look = looks(setting)
-    layers = _chosen(sorted(set(recorded[0].geometry["layer"])))
-    ranges = {layer: _range(layer, recorded) for layer in layers}
+    layers = {editor: _chosen(_layers(each)) for editor, each in runs.items()}
+    look, every = looks(setting), [run for each in runs.values() for run in each]
     with style():
-        figure, grid = panels(len(setting.editors), len(layers), 1.6, sharex="col")
+        columns = max(map(len, layers.values()))
+        figure, grid = panels(len(setting.editors), columns, 1.6)
         for editor, row in zip(setting.editors, grid, strict=True):
-            for layer, axes in zip(layers, row, strict=True):
-                _draw_cosines(axes, setting.arms_of(editor), layer, look, ranges[layer])
+            for layer, axes in zip_longest(layers[editor], row):
+                if layer is None:
+                    axes.set_axis_off()
+                    continue
+                bins = _range(layer, every)
+                _draw_cosines(axes, setting.arms_of(editor), layer, look, bins)
+                axes.set_title(f"layer {layer}")
             row[0].set_ylabel(editor, fontweight="bold")
-        for layer, top, bottom in zip(layers, grid[0], grid[-1], strict=True):
-            top.set_title(f"layer {layer}")
-            bottom.set_xlabel("cosine similarity")
+        for axes in grid[-1]:
+            axes.set_xlabel("cosine similarity")
         figure.supylabel("share of pairs, %", fontsize="medium")
         grid[0][0].fill_between([], [], color=MUTED, alpha=0.4, label="unedited model")
         for variant, each in look.items():
@@ -162,20 +66,19 @@ def cosines(setting: Setting) -> Drawing | None:
         "cosines",
         "Cosine similarity between neurons, all pairs, before the first edit and at the last "
         "evaluated step. SPHERE is meant to keep these distributions where they were.",
-        f"Distributions of the cosine similarity between neurons in layers "
-        f"{', '.join(map(str, layers))}, unedited and after the edits, for each editor with and "
-        "without SPHERE; means and percentiles stand in table weights.",
+        "Distributions of the cosine similarity between neurons, unedited and after the edits, "
+        f"with and without SPHERE, in edited layers of each of {', '.join(setting.editors)}; "
+        "means and percentiles are in table cosines.",
         figure,
     )
 
 
 def principal_plane(setting: Setting) -> Drawing | None:
     """Neurons in the plane of the unedited weight's two strongest principal directions."""
-    recorded = [run for run in setting.runs if len(run.geometry)]
-    if not recorded:
+    layers = {editor: _layers(_with_portraits(setting, editor))[-1:] for editor in setting.editors}
+    if not any(layers.values()):
         return None
     look = looks(setting)
-    layer = max(recorded[0].geometry["layer"])
     with style():
         columns = len(setting.variants)
         width = min(9.0, 1.0 + 3.2 * columns)
@@ -186,12 +89,14 @@ def principal_plane(setting: Setting) -> Drawing | None:
             arms = {arm.variant: arm for arm in setting.arms_of(editor)}
             for variant, axes in zip(setting.variants, row, strict=True):
                 every = arms[variant].runs if variant in arms else []
-                runs = [run for run in every if len(run.geometry)]
-                if not runs:
+                drawn = [(run, layer) for layer in layers[editor] for run in every]
+                drawn = [(run, layer) for run, layer in drawn if len(run.portraits(layer))]
+                if not drawn:
                     axes.set_axis_off()
                     continue
-                _draw_plane(axes, runs[0], layer, look[variant])
-                axes.set_title(f"{editor} {variant}")
+                run, layer = drawn[0]
+                _draw_plane(axes, run.portraits(layer), look[variant])
+                axes.set_title(f"{editor} {variant}, layer {layer}")
             row[0].set_ylabel("2nd direction")
         for axes in grid[-1]:
             axes.set_xlabel("1st principal direction")
@@ -201,49 +106,70 @@ def principal_plane(setting: Setting) -> Drawing | None:
         legend(figure, grid[0][0])
     return Drawing(
         "plane",
-        f"Neurons of layer {layer} in the plane of the unedited weight’s two strongest principal "
-        "directions: at most 256 of them, at the last evaluated step, in the first run of each. "
-        "SPHERE takes the share α out of an update’s part in such directions.",
-        f"Scatter plots of the neurons of layer {layer} in the unedited weight's principal plane, "
-        "before and after the edits, for each editor with and without SPHERE.",
+        "Neurons of each editor’s last edited layer in the plane of the unedited weight’s two "
+        "strongest principal directions: at most 256 of them, at the last evaluated step, in the "
+        "first run of each. SPHERE takes the share α out of an update’s part in such directions.",
+        "Scatter plots of neurons in the unedited weight's principal plane, before and after the "
+        f"edits, with and without SPHERE, for each of {', '.join(setting.editors)}.",
         figure,
     )
 
 
-def norms(setting: Setting) -> Drawing:
-    """Norms and drift over edits, means over edited layers."""
+def norms(setting: Setting) -> Drawing | None:
+    """Norms and drift over edits, means over edited layers; None where none was recorded."""
     look = looks(setting)
+    recorded = {
+        column: {
+            arm.label: [_mean_over_layers(run, column) for run in arm.runs] for arm in setting.arms
+        }
+        for column in _NORMS
+    }
+    shown = [
+        column
+        for column in _NORMS
+        if any(len(each) for runs in recorded[column].values() for each in runs)
+    ]
+    if not shown:
+        return None
     with style():
-        figure, grid = panels(len(setting.editors), 4, 1.55, sharex="all")
+        figure, grid = panels(len(setting.editors), len(shown), 1.55, sharex="all")
         for editor, row in zip(setting.editors, grid, strict=True):
-            for (column, title), axes in zip(_NORMS.items(), row, strict=True):
+            for column, axes in zip(shown, row, strict=True):
                 for arm in setting.arms_of(editor):
                     factor = 100 if column == "drift" else 1
-                    runs = [factor * _mean_over_layers(run, column) for run in arm.runs]
-                    draw_runs(axes, runs, look[arm.variant], label=arm.variant)
-                if row is grid[0]:
-                    axes.set_title(title)
-                if row is grid[-1]:
-                    axes.set_xlabel("edits")
+                    runs = [factor * each for each in recorded[column][arm.label]]
+                    draw_runs(axes, runs, look[arm.variant])
                 axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
             row[0].set_ylabel(editor, fontweight="bold")
+        for column, top, bottom in zip(shown, grid[0], grid[-1], strict=True):
+            top.set_title(_NORMS[column])
+            bottom.set_xlabel("edits")
+        for variant, each in look.items():
+            grid[0][0].plot([], [], color=each.color, linestyle=each.linestyle, label=variant)
         legend(figure, grid[0][0])
     return Drawing(
         "norms",
         "Norms of the weight and of its updates, before and after SPHERE and the other transforms, "
         "and drift ||W − W₀|| / ||W₀||; means over edited layers.",
         f"Line charts of weight norm, update norms and drift over edits for each of "
-        f"{', '.join(arm.label for arm in setting.arms)}; the last values stand in table weights.",
+        f"{', '.join(arm.label for arm in setting.arms)}; the last values are in table weights.",
         figure,
     )
 
 
-def _layer(run: Run, layer: int, column: str) -> pandas.Series:
-    return run.layer(layer).set_index("edits")[column]
+def _mean_over_layers(run: Run, column: str) -> "pandas.Series[float]":
+    layers = run.layers.reindex(columns=["step", "edits", column]).astype(float).dropna()
+    means: pandas.Series[float] = layers[layers["step"] > 0].groupby("edits")[column].mean()
+    return means
 
 
-def _mean_over_layers(run: Run, column: str) -> pandas.Series:
-    return run.layers[run.layers["step"] > 0].groupby("edits")[column].mean()
+def _with_portraits(setting: Setting, editor: str) -> list[Run]:
+    runs = [run for arm in setting.arms_of(editor) for run in arm.runs]
+    return [run for run in runs if set(run.geometry) >= _PORTRAIT and len(run.geometry)]
+
+
+def _layers(runs: Sequence[Run]) -> list[int]:
+    return sorted({int(layer) for run in runs for layer in run.geometry["layer"]})
 
 
 def _chosen(layers: list[int]) -> list[int]:
@@ -252,18 +178,17 @@ def _chosen(layers: list[int]) -> list[int]:
 
 
 def _draw_cosines(
-    axes: Axes, arms: list[Arm], layer: int, look: dict[str, Look], bins: tuple[int, int]
+    axes: Axes, arms: Sequence[Arm], layer: int, look: dict[str, Look], bins: tuple[int, int]
 ) -> None:
-    drawn: list[tuple[np.ndarray, dict[str, Any]]] = []
+    drawn: list[tuple[NDArray[np.int64], dict[str, Any]]] = []
     for arm in arms:
-        rows = [run.portraits(layer) for run in arm.runs]
-        rows = [each for each in rows if len(each)]
+        rows = [each for run in arm.runs if len(each := run.portraits(layer))]
         if rows and not drawn:
             drawn.append((rows[0].iloc[0]["cosine_counts"], {}))
         if rows:
             counts = np.sum([each.iloc[-1]["cosine_counts"] for each in rows], axis=0)
-            each = look[arm.variant]
-            drawn.append((counts, {"color": each.color, "linestyle": each.linestyle}))
+            line = look[arm.variant]
+            drawn.append((counts, {"color": line.color, "linestyle": line.linestyle}))
     if not drawn:
         axes.set_axis_off()
         return
@@ -282,19 +207,18 @@ def _draw_cosines(
     axes.xaxis.set_major_locator(MaxNLocator(4))
 
 
-def _range(layer: int, runs: list[Run]) -> tuple[int, int]:
-    """Bins that hold all but the outermost two in a thousand pairs of each run, at either end."""
-    bounds = []
-    for run in runs:
-        rows = run.portraits(layer)
+def _range(layer: int, runs: Sequence[Run]) -> tuple[int, int]:
+    """Bins that hold all but the outermost one in a thousand pairs of each run, at either end."""
+    bounds, every = [], 0
+    for rows in (each for run in runs if len(each := run.portraits(layer))):
         for counts in (rows.iloc[0]["cosine_counts"], rows.iloc[-1]["cosine_counts"]):
             reached = np.cumsum(counts) / max(np.sum(counts), 1)
             bounds.append(np.searchsorted(reached, [0.001, 0.999]))
-    return int(np.min(bounds)), min(int(np.max(bounds)) + 1, len(counts))
+            every = len(counts)
+    return int(np.min(bounds)), min(int(np.max(bounds)) + 1, every)
 
 
-def _draw_plane(axes: Axes, run: Run, layer: int, look: Look) -> None:
-    rows = run.portraits(layer)
+def _draw_plane(axes: Axes, rows: pandas.DataFrame, look: Look) -> None:
     before, after = rows.iloc[0], rows.iloc[-1]
     nothing = np.full(len(before["plane_x"]), np.nan)
     paths = [

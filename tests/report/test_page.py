@@ -67,7 +67,7 @@ def test_the_console_stays_silent(multirun_report, tmp_path):
     page = tmp_path / "report.html"
     shutil.copy(multirun_report, page)
     assert console(browse(page)) == []
-    # The policy forbids every request, and a forbidden one is told: the silence means something.
+    # The policy forbids every request, and a forbidden one is logged: so silence means something.
     html = page.read_text("utf-8")
     page.write_text(html.replace("<main>", '<main><img src="http://localhost:9/x.png">'), "utf-8")
     assert console(browse(page))

@@ -1,3 +1,4 @@
+import io
 import math
 import os
 import re
@@ -11,17 +12,19 @@ import pytest
 from sphere_bench.cli import main
 from sphere_bench.report.comparing import settings_of
 from sphere_bench.report.contents import contents
-from sphere_bench.report.page import to_html
-from sphere_bench.report.reading import find_runs
-from tests.report.synthetic import write_run
+from sphere_bench.report.finding import find_runs
+from sphere_bench.report.page import to_document, to_html
+from sphere_bench.run_folder.folder import RunFolder
+from tests.report.synthetic import KINDS, MEASURES, METRICS, falling, write_run
 
 ROOT = Path(__file__).parents[2]
 
 
 def page(*places: Path) -> str:
     """The page alone."""
-    runs = find_runs(map(str, places))
-    return to_html(contents(runs, settings_of(runs)), "test")
+    found = find_runs(map(str, places))
+    sections = contents(found.runs, settings_of(found.runs), found.damaged)
+    return to_html(sections, "test")
 
 
 def test_a_multirun_with_seeds_has_every_file(multirun_report):
@@ -64,7 +67,7 @@ def test_perplexity_is_drawn_where_it_was_taken(tmp_path):
 
 
 @pytest.mark.parametrize("made", [0, 1])
-def test_a_run_of_one_step_or_none_says_what_it_cannot_tell(tmp_path, made):
+def test_a_run_of_one_step_or_none_says_what_it_cannot_show(tmp_path, made):
     html = page(write_run(tmp_path, steps=1, made=made))
     assert "there is no curve to draw" in html
     assert "there is nothing to correlate" in html
@@ -72,10 +75,11 @@ def test_a_run_of_one_step_or_none_says_what_it_cannot_tell(tmp_path, made):
 
 def test_an_unfinished_run_is_reported_as_such(tmp_path, capsys):
     folder = write_run(tmp_path, steps=50, made=2, state="running")
-    html = page(folder)
+    with RunFolder(folder).locked():
+        html = page(folder)
+        assert main(["report", str(folder)]) == 0
     assert "1 of 1 runs are unfinished" in html
     assert "running: 20 of 500 edits" in html
-    assert main(["report", str(folder)]) == 0
     assert f"{folder.name} is unfinished, running: 20 of 500 edits" in capsys.readouterr().out
 
 
@@ -126,6 +130,136 @@ def test_a_name_cannot_become_markup(tmp_path):
     assert "<script" not in html
 
 
+def test_a_name_cannot_become_markup_anywhere(tmp_path):
+    keys = ("model__name", "dataset__name", "editor__name", "sphere__name")
+    names = dict.fromkeys(keys, "<script>alert(1)</script>|$x$")
+    write_run(tmp_path / "<script>", steps=2, sphere="paper", **names)
+    found = find_runs([str(tmp_path / "<script>")])
+    sections = contents(found.runs, settings_of(found.runs))
+    html, markdown = to_html(sections, "<script>"), to_document(sections, "<script>-figures")
+    assert "<script" not in html and "<script" not in markdown
+    assert "&lt;script&gt;" in html and "&lt;script>" in markdown
+
+
+def test_a_fourth_metric_and_a_third_measure_are_drawn(tmp_path):
+    for sphere in ("off", "paper"):
+        write_run(
+            tmp_path,
+            sphere=sphere,
+            kinds={**KINDS, "portable": "portability"},
+            metrics=(*METRICS[:3], "portability", "score"),
+            measures={**MEASURES, "generation": 0.25},
+            stages=("values", "generation"),
+        )
+    html = page(tmp_path)
+    for figure in ("curves-seen", "curves-seen-generation", "gain-generation", "lags", "time"):
+        assert f'id="figure-{figure}"' in html
+    assert re.search(r">Portability generation, %<", html)
+    assert ">generation</text>" in html  # the stage
+    assert "meaning of portability_generation" in html
+
+
+def test_retention_is_of_the_first_kind_with_the_headline(tmp_path):
+    html = page(write_run(tmp_path, kinds={"asked": "recall"}, metrics=("recall", "score")))
+    assert "Heat maps of recall success in percent" in html
+
+
+@pytest.mark.parametrize(
+    "missing, words",
+    [
+        (
+            {"energy": None, "perplexity": False},
+            [
+                "have not measured the hyperspherical energy",
+                "have not measured the cosines between neurons",
+                "have measured no perplexity",
+            ],
+        ),
+        (
+            {"geometry": False, "cases": False},
+            ["have no geometry table", "have recorded no success of single prompts"],
+        ),
+        (
+            {"metrics": ()},
+            ["have recorded no headline scores", "no scores to correlate it with"],
+        ),
+    ],
+)
+def test_what_was_not_measured_is_left_out_with_a_word(tmp_path, capsys, missing, words):
+    folder = write_run(tmp_path, steps=2, **missing)
+    html = page(folder)
+    assert [each for each in words if each not in html] == []
+    assert main(["report", str(folder)]) == 0
+    assert "toy, facts: success" in capsys.readouterr().out
+
+
+def test_editors_of_different_layers_are_drawn_together(tmp_path):
+    write_run(tmp_path, steps=1, editor="memit")
+    folder = write_run(tmp_path, steps=1, editor="rome")
+    for table in ("layers", "geometry"):
+        for part in (folder / table).iterdir():
+            frame = pandas.read_parquet(part)
+            frame[frame["layer"] == 2].assign(layer=7).to_parquet(part, index=False)
+    html = page(tmp_path)
+    assert "memit without SPHERE, layer 2" in html
+    assert "rome without SPHERE, layer 7" in html
+
+
+def test_what_is_damaged_is_left_out_and_said_on_the_page_and_in_the_terminal(tmp_path, capsys):
+    folder = write_run(tmp_path / "runs", steps=9)
+    (folder / "layers" / "part-00004.parquet").write_bytes(b"PAR1")
+    (folder / "cases" / "part-00000.parquet").unlink()
+    lost = write_run(tmp_path / "runs", seed=1)
+    (lost / "config.yaml").unlink()
+    (tmp_path / "runs" / "multirun.yaml").touch()
+    html = page(tmp_path / "runs")
+    assert main(["report", str(tmp_path / "runs")]) == 0
+    terminal = capsys.readouterr()
+    for text in (html, terminal.out):
+        assert f"{folder.name}: layers/part-00004.parquet is damaged and left out" in text
+        assert f"{folder.name}: layers has no rows of steps 4 to 7" in text
+        assert f"{folder.name}: cases has no rows of steps 0 to 3" in text
+        assert f"eft out: {lost}/config.yaml is missing or damaged" in text
+    assert f"passed over: {tmp_path}/runs/multirun.yaml is no run" in terminal.err
+
+
+def test_the_version_before_is_reported_whole(tmp_path):
+    write_run(tmp_path / "earlier", earlier_version=True)
+    write_run(tmp_path / "now")
+    earlier, now = (page(tmp_path / name) for name in ("earlier", "now"))
+    figures = r'<figure class="\w+" id="([\w-]+)"'
+    assert re.findall(figures, earlier) == re.findall(figures, now)
+
+
+def test_runs_parquet_has_a_row_for_each_run_with_numbers_as_numbers(multirun_report):
+    runs = pandas.read_parquet(multirun_report.with_name("runs.parquet")).set_index("run")
+    assert len(runs) == 8
+    row = runs.loc["memit-paper-seed1"]
+    assert (row["editor"], row["seed"], row["edits"]) == ("memit", 1, 60)
+    assert row["headline"] == "success"
+    assert (row["alpha"], row["eta"]) == (0.8, 0.5)
+    assert row["seen_efficacy_success"] == falling(6)
+    assert row["seen_score_accuracy"] == falling(6) / 2
+    assert runs.loc["memit-off-seed1", ["alpha", "eta"]].isna().all()
+    assert runs["alpha"].dtype == float
+
+
+def test_the_tables_of_the_terminal_come_in_other_formats(tmp_path, capsys):
+    write_run(tmp_path, efficacy=lambda step: 80.0)
+    write_run(tmp_path, sphere="paper", efficacy=lambda step: 90.0)
+    written = {}
+    for form in ("csv", "markdown", "latex"):
+        assert main(["report", str(tmp_path), "--format", form]) == 0
+        written[form] = capsys.readouterr().out
+    first, second = written["csv"].split("\n\n")
+    results = pandas.read_csv(io.StringIO(first), comment="#")
+    assert results["efficacy_success"].tolist() == [5, 80, 90]
+    assert pandas.read_csv(io.StringIO(second), comment="#")["score_points"].iloc[0] == 10
+    assert "| memit | with SPHERE | 1 | 60 | 90.0 |" in written["markdown"]
+    assert r"memit & with SPHERE & 1 & 60 & 90.0" in written["latex"]
+    assert r"\multicolumn{4}{c}{Success, \%}" in written["latex"]
+
+
 def test_the_terminal_has_the_results_and_the_gains(tmp_path, capsys):
     write_run(tmp_path)
     write_run(tmp_path, sphere="paper", efficacy=lambda step: 90.0)
@@ -145,9 +279,11 @@ def test_the_terminal_has_the_results_and_the_gains(tmp_path, capsys):
         (["nowhere", "--oot", "x"], "unrecognized arguments: --oot x"),
         (["nowhere", "--out", "report.pdf"], "--out report.pdf: name a file that ends in .html"),
         (["nowhere", "--out", "."], "--out .: name a file that ends in .html"),
+        (["nowhere", "--format", "pdf"], "invalid choice: 'pdf'"),
+        (["nowhere", "--format", "csv", "--out", "x.html"], "leave out --out"),
     ],
 )
-def test_wrong_arguments_are_told_in_one_line(capsys, arguments, message):
+def test_wrong_arguments_are_reported_in_one_line(capsys, arguments, message):
     assert main(["report", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("sphere-bench: error: ") and message in error

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sphere_bench.report.statistics import (
+from sphere_bench.report.correlation import (
     Series,
     changes,
-    collapse_point,
     correlate,
     gain,
     lagged,
@@ -114,7 +113,7 @@ def test_a_pooled_pearson_is_a_regression_with_a_level_for_each_run():
     ],
 )
 @pytest.mark.parametrize("method", ["Pearson", "Spearman"])
-def test_what_cannot_be_told_has_a_reason_and_no_number(series, reason, method):
+def test_what_cannot_be_computed_has_a_reason_and_no_number(series, reason, method):
     found = correlate(series, method)
     assert found.reason.startswith(reason)
     assert all(map(math.isnan, (found.coefficient, found.p_value, found.low, found.high)))
@@ -146,24 +145,6 @@ def test_a_fall_that_follows_a_rise_shows_at_its_lag():
     ]
     assert by_lag[2] == pytest.approx(-1)
     assert np.abs(by_lag)[[0, 1, 3]].max() < 0.5
-
-
-@pytest.mark.parametrize(
-    "efficacy, step",
-    [
-        ({1: 100, 2: 80, 3: 51}, None),
-        ({1: 100, 2: 49, 3: 10}, 2),
-        # It recovers: the later fall counts.
-        ({1: 100, 2: 40, 3: 90, 4: 30}, 4),
-        # Half of the best before it, not of the best of all.
-        ({5: 40, 10: 30, 15: 100, 20: 60}, None),
-        ({1: 100, 2: math.nan, 3: 20}, 3),
-        ({}, None),
-        ({1: 0, 2: 0}, None),
-    ],
-)
-def test_the_collapse_point_is_where_efficacy_falls_below_half_and_stays(efficacy, step):
-    assert collapse_point(efficacy).step == step
 
 
 def test_a_gain_is_in_points_and_in_percent_of_what_there_was():

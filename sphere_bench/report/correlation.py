@@ -1,16 +1,17 @@
-"""The report's statistics, as pure functions of numbers. What cannot be told has a reason instead.
+"""The report's statistics, as pure functions of numbers.
+
+What cannot be computed has a reason in its place.
 
 Percentages are in percent throughout.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
-import pandas
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
@@ -34,7 +35,7 @@ class Correlation:
         coefficient: in [-1, 1]; NaN where there is a ``reason``.
         p_value: two-sided, for no correlation.
         low, high: 95 % bootstrap interval.
-        reason: why there is no number, else empty.
+        reason: why there is no number; empty where there is one.
     """
 
     points: int
@@ -115,29 +116,6 @@ def lagged(series: Series, lag: int) -> Series:
     if lag >= 0:
         return Series(energy[:kept], quality[len(quality) - kept :])
     return Series(energy[len(energy) - kept :], quality[:kept])
-
-
-class CollapsePoint(NamedTuple):
-    """See :func:`collapse_point`; ``step`` is None for a run that has not collapsed."""
-
-    step: int | None
-    best: float
-    last: float
-
-
-def collapse_point(efficacy: Mapping[int, float]) -> CollapsePoint:
-    """First step from which on efficacy stays below half of the best it had been before.
-
-    Args:
-        efficacy: evaluated step to efficacy in percent, steps rising, the unedited model left out.
-    """
-    values = pandas.Series(efficacy, dtype=float).dropna()
-    if values.empty:
-        return CollapsePoint(None, math.nan, math.nan)
-    below = values < values.cummax() / 2
-    stays = below[::-1].cummin()[::-1]
-    step = int(cast(int, stays.idxmax())) if stays.any() else None
-    return CollapsePoint(step, float(values.max()), float(values.iloc[-1]))
 
 
 def gain(without: float, with_sphere: float) -> tuple[float, float]:

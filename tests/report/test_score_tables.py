@@ -1,0 +1,256 @@
+"""The numbers of the tables, from synthetic runs."""
+
+from pathlib import Path
+
+import pandas
+import pytest
+
+from sphere_bench.report.comparing import Setting, settings_of
+from sphere_bench.report.correlation_tables import (
+    correlation_table,
+    lag_table,
+    layer_correlation_table,
+)
+from sphere_bench.report.cost import time_table
+from sphere_bench.report.finding import find_runs
+from sphere_bench.report.score_tables import gains_table, headline_table, measured_earlier
+from sphere_bench.report.tables import Table
+from sphere_bench.report.weight_tables import cosine_table, weight_table
+from tests.report.synthetic import KINDS, MEASURES, METRICS, falling, write_run
+
+
+def setting_of(folder: Path) -> Setting:
+    (setting,) = settings_of(find_runs([str(folder)]).runs)
+    return setting
+
+
+def headlines(setting: Setting, scope: str = "seen") -> Table:
+    return headline_table(setting, scope, setting.measures)
+
+
+def gains(setting: Setting, kind: str = "success") -> pandas.DataFrame:
+    table = gains_table(setting, "seen", kind)
+    assert table is not None
+    return table.rows.set_index("editor")
+
+
+@pytest.fixture(scope="module")
+def multirun(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """Two editors x SPHERE off and on x two seeds."""
+    root = tmp_path_factory.mktemp("grid")
+    for editor in ("memit", "alphaedit"):
+        for seed in (0, 1):
+            write_run(root, editor=editor, seed=seed, efficacy=lambda step: 60.0 - 5 * step)
+            write_run(
+                root,
+                editor=editor,
+                sphere="paper",
+                seed=seed,
+                efficacy=lambda step, seed=seed: 75.0 - 5 * step + seed,
+            )
+    return setting_of(root)
+
+
+@pytest.mark.parametrize("scope", ["seen", "batch", "first"])
+def test_the_unedited_model_leads_the_headlines(multirun, scope):
+    table = headlines(multirun, scope)
+    rows = table.rows
+    assert rows["editor"].tolist() == ["unedited model", *["alphaedit"] * 2, *["memit"] * 2]
+    unedited = rows.iloc[0]
+    assert (unedited["edits"], unedited["efficacy_success"], unedited["he_change"]) == (0, 5, 0)
+    assert table.emphasized == {0}
+
+
+def test_means_and_deviations_are_over_seeds(multirun):
+    row = headlines(multirun).rows.iloc[2]
+    # 75 - 5 * 6 and one more with the other seed.
+    assert (row["runs"], row["edits"]) == (2, 60)
+    assert row["efficacy_success"] == 45.5
+    assert row["efficacy_success_std"] == pytest.approx(0.5**0.5)
+    assert row["efficacy_accuracy"] == 45.5 / 2
+
+
+def test_success_and_accuracy_never_share_a_column(multirun):
+    assert headlines(multirun).groups == [
+        ("", 4),
+        ("Success, %", 4),
+        ("Accuracy, %", 4),
+        ("", 1),
+    ]
+
+
+def test_gains_are_in_points_and_percent_beside_the_papers(multirun):
+    table = gains(multirun)
+    # From 30 to 45.5 on average.
+    assert table.loc["memit", "efficacy_points"] == 15.5
+    assert table.loc["memit", "efficacy_percent"] == pytest.approx(100 * 15.5 / 30)
+    assert table.loc["average", "score_points"] == 15.5
+    paper = table.loc["the paper’s average"]
+    metrics = ("efficacy", "generalization", "specificity")
+    assert [paper[f"{metric}_percent"] for metric in metrics] == [43.27, 36.2, 20.96]
+    assert paper[["efficacy_points", "score_percent"]].isna().all()
+    assert gains(multirun, "accuracy").loc["memit", "efficacy_points"] == 15.5 / 2
+
+
+def test_unequal_runs_are_compared_at_the_last_step_of_both(tmp_path):
+    write_run(tmp_path, steps=8, efficacy=lambda step: 50.0)
+    write_run(tmp_path, steps=8, made=3, sphere="paper", efficacy=lambda step: 50.0 + step)
+    row = gains(setting_of(tmp_path)).iloc[0]
+    assert (row["edits"], row["efficacy_points"]) == (30, 3)
+
+
+def test_runs_that_differ_in_more_than_sphere_show_no_gain(tmp_path):
+    write_run(tmp_path)
+    write_run(tmp_path, sphere="paper", editor__method__ridge=7)
+    assert gains_table(setting_of(tmp_path), "seen", "success") is None
+
+
+def test_correlations_are_per_run_and_pooled(multirun):
+    table = correlation_table(multirun, "seen", of_changes=False).rows
+    rows = table[table["metric"] == "efficacy"]
+    assert rows["points"].tolist() == [6] * 8 + [48]
+    pooled = rows.iloc[-1]
+    # Energy rises by a tenth of a percent a step while efficacy falls.
+    assert pooled["spearman_coefficient"] < -0.9
+    assert pooled["spearman_high"] < -0.8
+    assert pooled["spearman_p_value"] < 1e-6
+
+
+def test_each_layer_is_correlated_on_its_own(multirun):
+    rows = layer_correlation_table(multirun, "seen").rows
+    assert list(zip(rows["layer"], rows["of"], strict=True)) == [
+        (1, "levels"),
+        (1, "changes"),
+        (2, "levels"),
+        (2, "changes"),
+    ]
+    assert (rows.loc[rows["of"] == "levels", "pearson_coefficient"] < -0.9).all()
+
+
+def test_a_lag_costs_a_point_of_each_run(multirun):
+    rows = lag_table(multirun, "seen").rows
+    points = rows[rows["metric"] == "score"].set_index("lag")["points"]
+    # Five changes in each of eight runs, and four or more of them are needed.
+    assert points.loc[[-1, 0, 1]].tolist() == [32, 40, 32]
+    assert rows.loc[rows["lag"] == 3, "spearman_reason"].eq("too few points (2)").all()
+
+
+def test_a_constant_score_has_no_correlation(tmp_path):
+    write_run(tmp_path, efficacy=lambda step: 70.0)
+    table = correlation_table(setting_of(tmp_path), "seen", of_changes=False)
+    assert set(table.rows["spearman_reason"]) == {"quality is constant"}
+    assert table.rows[["spearman_coefficient", "pearson_p_value"]].isna().all(axis=None)
+    assert "quality is constant" in table.cells[0]
+
+
+def test_weights_are_those_of_the_last_step(multirun):
+    table = weight_table(multirun)
+    assert table is not None
+    rows = table.rows
+    assert rows["drift"].tolist() == pytest.approx([0, 60, 60, 60, 60])
+    assert rows["rank"].isna().tolist() == [True] + [False] * 4
+    assert rows["he_change"].iloc[1:].to_list() == pytest.approx([0.6] * 4, abs=0.05)
+
+
+def test_a_steps_times_count_once_although_each_scope_has_them(multirun):
+    row = time_table(multirun).rows.iloc[0]
+    # Half a second a stage and step, in seven steps, for 60 edits.
+    assert row["total"] == pytest.approx(6 * 0.5 * 7 / 60)
+    assert row["share_values"] == pytest.approx(100 / 6)
+    assert row["peak_memory_gib"] == 1
+
+
+def test_a_fourth_metric_and_a_third_measure_are_in_every_table(tmp_path):
+    declared = {
+        "kinds": {**KINDS, "portable": "portability"},
+        "metrics": (*METRICS[:3], "portability", "score"),
+        "measures": {**MEASURES, "generation": 0.25},
+    }
+    for sphere, level in (("off", 40.0), ("paper", 60.0)):
+        write_run(tmp_path, sphere=sphere, efficacy=lambda step, level=level: level, **declared)
+    setting = setting_of(tmp_path)
+    assert setting.overall == "score"
+    table = headlines(setting)
+    assert table.groups[1:-1] == [("Success, %", 5), ("Accuracy, %", 5), ("Generation, %", 5)]
+    assert table.rows.iloc[1]["portability_generation"] == 10
+    row = gains(setting, "generation").iloc[0]
+    assert (row["portability_points"], row["portability_percent"]) == (5, 50)
+    for found in (correlation_table(setting, "seen", of_changes=True), lag_table(setting, "seen")):
+        assert set(found.rows["metric"]) == {*METRICS, "portability"}
+
+
+def test_the_overall_metric_is_the_one_that_no_kind_of_prompt_makes(tmp_path):
+    write_run(tmp_path, kinds={"asked": "recall"}, metrics=("recall", "balance"))
+    setting = setting_of(tmp_path)
+    assert setting.overall == "balance"
+    rows = layer_correlation_table(setting, "seen").rows
+    assert set(rows["metric"]) == {"balance"}
+    # The poster says nothing about these metrics.
+    write_run(tmp_path, sphere="paper", kinds={"asked": "recall"}, metrics=("recall", "balance"))
+    assert gains(setting_of(tmp_path)).index.tolist() == ["memit", "average"]
+
+
+def test_a_measure_with_turns_of_its_own_is_read_at_its_last_one(tmp_path):
+    measures = {**MEASURES, "generation": 0.25}
+    write_run(tmp_path, steps=9, made=5, measures=measures, every={"generation": 3})
+    setting = setting_of(tmp_path)
+    scores = setting.runs[0].scores("seen", "generation")
+    assert scores["step"].tolist() == [0, 3, 5]
+    row = headlines(setting).rows.iloc[1]
+    assert (row["edits"], row["edits_generation"]) == (50, 50)
+    assert measured_earlier(setting, "seen") == []
+
+
+def test_numbers_that_are_older_than_their_row_are_named(tmp_path):
+    folder = write_run(tmp_path, measures={**MEASURES, "generation": 0.25})
+    for part in (folder / "steps").iterdir():
+        frame = pandas.read_parquet(part)
+        frame.loc[frame["step"] > 4, "efficacy_generation"] = None
+        for metric in METRICS:
+            frame.loc[frame["step"] > 4, f"{metric}_generation"] = None
+        frame.to_parquet(part, index=False)
+    setting = setting_of(tmp_path)
+    row = headlines(setting).rows.iloc[1]
+    assert (row["edits"], row["edits_generation"]) == (60, 40)
+    assert row["efficacy_generation"] == falling(4) / 4
+    assert measured_earlier(setting, "seen") == [
+        f"{folder.name}: generation is that after 40 edits"
+    ]
+
+
+def test_energy_and_quality_are_paired_where_both_were_measured(tmp_path):
+    folder = write_run(tmp_path, steps=12)
+    for table in ("steps", "layers"):
+        for part in (folder / table).iterdir():
+            frame = pandas.read_parquet(part)
+            frame.loc[frame["step"] % 2 > 0, "he_ratio"] = None
+            frame.to_parquet(part, index=False)
+    rows = correlation_table(setting_of(tmp_path), "seen", of_changes=False).rows
+    assert set(rows["points"]) == {6}
+    rows = correlation_table(setting_of(tmp_path), "seen", of_changes=True).rows
+    assert set(rows["points"]) == {5}
+
+
+def test_weights_that_were_not_measured_leave_the_norms_of_updates(tmp_path):
+    write_run(tmp_path, energy=None)
+    setting = setting_of(tmp_path)
+    table = weight_table(setting)
+    assert table is not None and cosine_table(table) is None
+    assert table.rows["applied_norm"].iloc[1] == 0.5
+    assert table.rows["drift"].isna().all()
+    assert "HE change, %" not in [column.header for column in headlines(setting).columns]
+
+
+def test_stages_are_those_that_the_run_declares(tmp_path):
+    write_run(tmp_path, stages=("values", "generation"))
+    table = time_table(setting_of(tmp_path))
+    assert [column.header for column in table.columns[3:-1]] == ["values", "generation"]
+    assert table.rows["share_generation"].tolist() == [50]
+
+
+def test_time_is_of_the_steps_that_can_be_read(tmp_path):
+    folder = write_run(tmp_path, steps=9)
+    (folder / "steps" / "part-00004.parquet").unlink()
+    row = time_table(setting_of(tmp_path)).rows.iloc[0]
+    # Six of the ten steps are there: the unedited model's and those of 50 edits.
+    assert row["total"] == pytest.approx(6 * 0.5 * 6 / 50)
