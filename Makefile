@@ -27,7 +27,7 @@ lint: $(VENV)/.installed-dev ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(VENV)/.installed-dev ## mend style and formatting
+format: $(VENV)/.installed-dev ## put style and formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
