@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
     sys.path.insert(0, str(ROOT))  # where the package and the reference are
-    from sphere_bench.complaints import complain
+    from sphere_bench.commands.error_messages import complain
 
     try:
         table = measure(given)
@@ -85,9 +85,9 @@ def measure(given: argparse.Namespace) -> "pandas.DataFrame":
     """Measure all there is, and write the table."""
     from benchmark_stages import Benchmark
 
-    from sphere_bench import provenance
-    from sphere_bench.composition import compose_config
+    from sphere_bench.config.composition import compose_config
     from sphere_bench.files import atomic_file
+    from sphere_bench.run_folder import provenance
 
     config = compose_config(given.overrides)
     benchmark = Benchmark(config, given.reference_edits)

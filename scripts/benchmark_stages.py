@@ -19,24 +19,35 @@ from benchmark_work import (
     synchronize,
     useful_operations,
 )
-from hydra.utils import instantiate
 
+from sphere_bench.build import (
+    build_editing,
+    build_model,
+    build_setup,
+    build_sphere,
+    dtype_named,
+)
+from sphere_bench.config.schema import Config
+from sphere_bench.data.configured import build_dataset
 from sphere_bench.data.records import EditRequest, Record
-from sphere_bench.editing.editor import LocateThenEdit
-from sphere_bench.editing.pipeline import BatchReport
-from sphere_bench.editing.statistics import ordinary_texts, second_moments, token_count
+from sphere_bench.editing.batch import BatchReport
+from sphere_bench.editing.locate_then_edit import LocateThenEdit
+from sphere_bench.editing.pipeline import EditingPipeline
+from sphere_bench.editing.stages import STAGES
+from sphere_bench.editing.statistics.second_moments import (
+    ordinary_texts,
+    second_moments,
+    token_count,
+)
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.evaluation.protocol import score_records
+from sphere_bench.evaluation.teacher_forced import score_records
 from sphere_bench.geometry.energy import row_geometry
 from sphere_bench.models.tokens import encode, token_windows
-from sphere_bench.run import build_dataset, build_model, build_setup, dtype_named
-from sphere_bench.runner import peak_memory_bytes
-from sphere_bench.schema import Config
+from sphere_bench.stream.runner import peak_memory_bytes
 from tests.reference import memit
 from tests.reference.scoring import score_record
 from tests.reference.statistics import second_moment
 
-STAGES = ("values", "keys", "update", "transform")
 PRECISIONS = (torch.float32, torch.bfloat16)
 
 
@@ -117,7 +128,8 @@ class Benchmark:
             self._tell(f"the reference edits {self.sample} requests")
             self._restore()
             requests, weight = self.requests[: self.sample], self.config.model.second_moment_weight
-            slow = memit.edit(self.setup, requests, self.second_moments, weight)
+            sphere = build_sphere(self.config)
+            slow = memit.edit(self.setup, requests, self.second_moments, weight, sphere)
             iterations = sum(map(len, report.losses)) / sum(map(len, slow.losses))
             scales = zip(STAGES, (iterations, count / self.sample, 1, 1), strict=True)
             plain = {stage: scale * slow.seconds[stage] / count for stage, scale in scales}
@@ -205,10 +217,10 @@ class Benchmark:
             return
         self._tell(f"{steps} batches, one after another")
         self._restore()
-        editor = self._editor(loss_threshold=0.0)
+        pipeline = self._pipeline(loss_threshold=0.0)
         requests = self.requests[:edits]
-        editor.edit(requests)  # does what is done once a run
-        found = [editor.edit(requests).seconds for _ in range(steps)]
+        pipeline.edit(requests)  # does what is done once a run
+        found = [pipeline.edit(requests).seconds for _ in range(steps)]
         part = max(1, min(steps // 2, max(3, steps // 10)))
         name = f"steps {steps - part + 1}-{steps} and 1-{part}"
         for stage in STAGES:
@@ -239,17 +251,17 @@ class Benchmark:
     def _edit(self, requests: Sequence[EditRequest], **values: Any) -> BatchReport:
         """A batch by a fresh editor on the unedited model, with other numbers of the solver."""
         self._restore()
-        return self._editor(**values).edit(requests)
+        return self._pipeline(**values).edit(requests)
 
-    def _editor(self, **values: Any) -> LocateThenEdit:
+    def _pipeline(self, **values: Any) -> EditingPipeline:
         setup = replace(self.setup, values=replace(self.setup.values, **values))
-        editor = instantiate(self.config.editor.method)(setup)
-        if not isinstance(editor, LocateThenEdit):
+        pipeline = build_editing(self.config, setup)
+        if not isinstance(pipeline.editor, LocateThenEdit):
             raise SphereBenchError(
                 f"editor={self.config.editor.name} has no stages to time: choose one that finds "
                 "target values, such as editor=memit"
             )
-        return editor
+        return pipeline
 
     def _restore(self) -> None:
         """Take back all edits."""

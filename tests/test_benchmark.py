@@ -15,8 +15,8 @@ from scripts.benchmark_work import (
     sample_rates,
     useful_operations,
 )
-from sphere_bench.editing.pipeline import EditingSetup
-from sphere_bench.editing.values import ValueSettings, solve_target_values
+from sphere_bench.editing.editor import EditingSetup
+from sphere_bench.editing.values.solver import ValueSettings, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.models import batching
 from tests.golden_numbers import load_golden
@@ -82,9 +82,8 @@ def test_useful_operations_are_those_of_matrix_products_without_padding(
         values=ValueSettings(),
         contexts=["{}"],
         second_moments=dict,
-        stream=[request],
-        sphere=None,
-        apply="in_loop",
+        seed=0,
+        pool=lambda count: [request],
         tokens_per_batch=512,
     )
 
