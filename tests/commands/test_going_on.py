@@ -244,3 +244,26 @@ def test_an_objective_that_is_no_number_is_named(
     for root in (tmp_path, tmp_path / "anew"):
         assert run(root, "edits.total=8", f"objective.metric={metric}") == 2
         assert f"objective.metric={metric}: must be one of step, " in capsys.readouterr().err
+
+
+def test_a_collapsed_run_is_checked_like_a_finished_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    early = ("edits.total=8", "collapse.efficacy=100")  # a step of the solver edits nothing
+    assert run(tmp_path, *early) == 0
+    folder = RunFolder(tmp_path / "run")
+    assert folder.state() == "collapsed"
+    before = table(folder.path, "cases")
+    assert run(tmp_path, *early) == 0
+    assert "already done on 20" in capsys.readouterr().out
+    folder.part("cases", 0).unlink()
+    assert run(tmp_path, *early) == 0
+    assert "lacks rows from step 0 on" in capsys.readouterr().err
+    pandas.testing.assert_frame_equal(table(folder.path, "cases"), before)
+    assert folder.state() == "collapsed"
+
+
+def test_without_sphere_the_tables_say_off(tmp_path: Path) -> None:
+    assert run(tmp_path, "edits.total=2", "sphere.enabled=false") == 0
+    steps = table(tmp_path / "run", "steps")
+    assert set(steps["sphere"]) == {"off"} and steps["alpha"].isna().all()

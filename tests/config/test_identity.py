@@ -113,3 +113,9 @@ def test_a_source_that_was_edited_is_another_one_and_the_name_is_the_same(mine: 
     assert before.keys() == after.keys() == {"sources_mine.Rect"}
     assert before != after
     assert compose_config(chosen).run.name == name
+
+
+def test_a_probe_that_is_left_out_counts_for_nothing(mine: Path) -> None:
+    node = {"_target_": "sources_mine.Rect"}
+    assert foreign_sources({"probes": {"mine": {**node, "every": 1}}})
+    assert foreign_sources({"probes": {"mine": {**node, "every": 0}}}) == {}
