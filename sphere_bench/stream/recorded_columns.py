@@ -130,11 +130,6 @@ class RunTables:
             for name, meaning in meanings.items()
         ]
 
-    @property
-    def of_steps(self) -> list[Column]:
-        """The columns of `steps`."""
-        return [placed.column for placed in self.columns if placed.table == STEPS]
-
     def described(self) -> list[dict[str, Any]]:
         """The columns as plain values, for ``provenance.json``."""
         return [

@@ -213,11 +213,13 @@ class SequentialRun:
         recorded = self.recorder.folder.progress()
         reached = max(self.checkpoints.steps(), default=-1) if recorded is None else recorded.step
         if 0 < records < self.total and reached >= last and self.measurer.is_provisional(records):
-            before = last - 1
-            self.checkpoints.rewind(before)
-            self.recorder.rewind(before)
-            self._recorded = before
-            self.recorder.write_progress(self._progress(before, "interrupted"))
+            self._recorded = last - 1
+            progress = self._progress(self._recorded, "interrupted")
+            self.checkpoints.rewind(self._recorded)
+            # Without counts first: a kill while rows go must not look like rows that are lost.
+            self.recorder.folder.write_progress(progress)
+            self.recorder.rewind(self._recorded)
+            self.recorder.write_progress(progress)
 
     def _save_checkpoint(self, step: int) -> None:
         self.untouched.check()
