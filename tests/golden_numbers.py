@@ -29,6 +29,8 @@ class Golden(NamedTuple):
     loaded: LoadedModel
     figures: dict[str, Any]
     arrays: dict[str, Tensor]
+    more_figures: dict[str, Any]
+    more: dict[str, Tensor]
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -72,10 +74,15 @@ class Golden(NamedTuple):
 
 def load_golden(name: str) -> Golden:
     folder = GOLDEN / name
-    with np.load(folder / "published.npz") as arrays:
+    loaded = load_model(str(folder), device="cpu")
+    return Golden(name, loaded, *_numbers(folder / "published"), *_numbers(folder / "more"))
+
+
+def _numbers(stem: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The figures and the arrays of one set."""
+    with np.load(stem.with_suffix(".npz")) as arrays:
         tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-    figures = json.loads((folder / "published.json").read_text())
-    return Golden(name, load_model(str(folder), device="cpu"), figures, tensors)
+    return json.loads(stem.with_suffix(".json").read_text()), tensors
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:
