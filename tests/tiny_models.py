@@ -1,8 +1,10 @@
 """Tiny random models of every supported architecture, built by transformers from a config."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import torch
+from tokenizers import processors
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +22,7 @@ from transformers import (
     OPTConfig,
     PhiConfig,
     PreTrainedConfig,
+    PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen3Config,
 )
@@ -81,3 +84,13 @@ def tiny_model(architecture: str, seed: int = 0) -> LoadedModel:
         if parameter.dim() > 1:
             parameter.data.mul_(8)
     return wrap_model(model, AutoTokenizer.from_pretrained(TOKENIZER))
+
+
+def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy of the tokenizer that begins every text with its BOS, as Llama 3's does."""
+    copied = deepcopy(tokenizer)
+    copied.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{copied.bos_token} $A",
+        special_tokens=[(copied.bos_token, copied.bos_token_id)],
+    )
+    return copied

@@ -3,11 +3,11 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from accelerate.utils import find_executable_batch_size
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from sphere_bench.errors import SphereBenchError
@@ -18,6 +18,21 @@ Result = TypeVar("Result")
 
 # The cost of one more forward pass, as the number of tokens that take as long to compute.
 _TOKENS_A_FORWARD_IS_WORTH = 32
+# On an accelerator, which computes faster than its kernels are launched.
+_ON_AN_ACCELERATOR = 1000
+
+# What accelerate does not know: the driver's own message, and libraries that find no workspace.
+_OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def launch_price(device: torch.device) -> int:
+    """The cost of one more forward pass on ``device``, in tokens."""
+    return _TOKENS_A_FORWARD_IS_WORTH if device.type == "cpu" else _ON_AN_ACCELERATOR
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
@@ -31,12 +46,20 @@ def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
     return padded
 
 
-def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+def token_batches(
+    lengths: Sequence[int], tokens_per_batch: int, price: int | None = None
+) -> list[list[int]]:
     """Indices of rows, grouped by similar length, with the padded size of a group limited.
 
     The total cost of padding and of starting the forwards is the least possible. A row longer than
     ``tokens_per_batch`` is a group of its own. The groups are ordered by length.
+
+    Args:
+        lengths: of the rows.
+        tokens_per_batch: the limit.
+        price: of starting a forward, in tokens; see :func:`launch_price`.
     """
+    price = _TOKENS_A_FORWARD_IS_WORTH if price is None else price
     of_length: dict[int, list[int]] = {}
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         of_length.setdefault(lengths[index], []).append(index)
@@ -53,7 +76,7 @@ def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[in
         rows = 0
         for start in reversed(range(end)):
             rows += len(of_length[widths[start]])
-            cost = rows * width + _TOKENS_A_FORWARD_IS_WORTH * chunks(rows, width)
+            cost = rows * width + price * chunks(rows, width)
             options.append((cheapest[start] + cost, start))
         cost, start = min(options)
         cheapest.append(cost)
@@ -73,43 +96,47 @@ def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[list[in
     return batches
 
 
+@dataclass
+class Budget:
+    """How much goes into one forward; what memory allowed is remembered for the rest of a run.
+
+    Attributes:
+        size: padded tokens, or whatever else the work is counted in.
+    """
+
+    size: int
+
+
 def backing_off(
-    function: Callable[[int], Result], tokens_per_batch: int, unit: str = "tokens"
+    function: Callable[[int], Result], budget: int | Budget, unit: str = "tokens"
 ) -> Result:
-    """Call ``function(tokens_per_batch)``, and again with half of it whenever memory runs out.
+    """Call ``function(size)``, and again with half of it whenever memory runs out.
 
     Args:
         function: takes a size and needs memory in proportion to it.
-        tokens_per_batch: the size, in ``unit``.
+        budget: the size to begin with, in ``unit``; a :class:`Budget` keeps the one that fitted.
 
     Raises:
         SphereBenchError: there is not enough memory for a single row.
     """
-    size = tokens_per_batch
+    remembered = Budget(budget) if isinstance(budget, int) else budget
+    while True:
+        try:
+            return function(remembered.size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if remembered.size <= 1:
+                raise SphereBenchError(
+                    "out of memory with one row at a time: use a smaller model, "
+                    "model.dtype=bfloat16 or another device"
+                ) from error
+        # Behind the handler, where the error no longer holds the frames and their tensors.
+        remembered.size //= 2
+        logger.warning("out of memory: going on with batches of %d %s", remembered.size, unit)
+        clear_device_cache(garbage_collection=True)
 
-    def halve() -> int:
-        nonlocal size
-        size //= 2
-        logger.warning("out of memory: going on with batches of %d %s", size, unit)
-        return size
 
-    try:
-        return function(size)
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-    # accelerate's search empties the device's caches before every attempt. That is too slow for
-    # the many calls that fit right away.
-    try:
-        search = find_executable_batch_size(
-            function, starting_batch_size=halve(), reduce_batch_size_fn=halve
-        )
-        result: Result = search()
-        return result
-    except RuntimeError as error:
-        if "No executable batch size found" not in str(error):
-            raise
-        raise SphereBenchError(
-            "out of memory with one row at a time: use a smaller model, model.dtype=bfloat16 or "
-            "another device"
-        ) from error
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch means that memory ran out, on whichever device."""
+    return should_reduce_batch_size(error) or any(sign in str(error) for sign in _OUT_OF_MEMORY)

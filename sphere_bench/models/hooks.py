@@ -87,7 +87,8 @@ def select_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator
     """
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0][rows, columns].unsqueeze(0), *inputs[1:])
+        places = rows * inputs[0].shape[1] + columns
+        return (inputs[0].flatten(0, 1).index_select(0, places).unsqueeze(0), *inputs[1:])
 
     handle = head.register_forward_pre_hook(hook)
     try:
@@ -162,10 +163,15 @@ def start_after(
         return (hidden, None) if tuples else hidden
 
     # An attribute of the instance hides the class's method: nn.Module.__call__ finds it first.
-    for index in range(layer + 1):
-        layers[index].forward = skipped
+    # There may be one already: accelerate's hooks, which move tensors between devices, are such.
+    below = layers[: layer + 1]
+    hidden_already = [vars(each).get("forward") for each in below]
+    for each in below:
+        each.forward = skipped
     try:
         yield
     finally:
-        for index in range(layer + 1):
-            del layers[index].forward
+        for each, before in zip(below, hidden_already, strict=True):
+            del each.forward
+            if before is not None:
+                each.forward = before

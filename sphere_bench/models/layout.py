@@ -68,6 +68,8 @@ class Layout:
             )
         names = {id(module): name for name, module in model.named_modules()}
         self._layer_names = [names[id(layer)] for layer in self.decoder_layers]
+        #: Layers that were written since another process was told of it.
+        self.written: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.decoder_layers)
@@ -85,6 +87,7 @@ class Layout:
     def write(self, layer: int, weight: Tensor) -> None:
         """Write ``weight`` [out, in] into the model, rounded to the model's dtype."""
         self.weight(layer).copy_(weight)
+        self.written.add(layer)
 
     def parameters(self, weights: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """``weights`` (layer to [out, in]) in the form of ``torch.func.functional_call``."""

@@ -1,8 +1,9 @@
 """Loads a pretrained causal decoder with its tokenizer and layout."""
 
+import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -21,6 +22,7 @@ from sphere_bench.assets import tiny_gpt2_path
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.hooks import keep_token_axis
 from sphere_bench.models.layout import Layout, observe_layers
+from sphere_bench.models.team import Team, process_count
 
 BUNDLED = "bundled"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
@@ -35,12 +37,14 @@ class LoadedModel:
         tokenizer: its fast tokenizer.
         layout: where its layers, edited projections and head are.
         layers_return_tuples: whether its decoder layers return tuples, see ``hooks.start_after``.
+        team: the processes that have it and share its work.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     layers_return_tuples: bool
+    team: Team = field(default_factory=Team)
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +88,9 @@ def load_model(
             missing or not finite.
     """
     target = resolve_device(device)
+    if target.type == "cuda":
+        # cuDNN plans its attention anew for every shape, and hardly two of our batches have one.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     local = _local_path(path)
     name = path if local is None else str(local)
@@ -96,15 +103,18 @@ def load_model(
         AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
         if shape is None:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            if target.type == "cuda":  # straight there, not through the host's memory
+                source["device_map"] = {"": target}
+            found: Any = AutoModelForCausalLM.from_pretrained(
                 name, dtype=weights_type, output_loading_info=True, **source
             )
-            model: PreTrainedModel = loaded[0]
-            _check_weights(path, model, loaded[1]["missing_keys"])
+            model: PreTrainedModel = found[0]
+            _check_weights(path, model, found[1]["missing_keys"])
         else:
             model = random_model(shape, weights_type, target)
         nn.Module.to(model, target)
-        return wrap_model(model, tokenizer, layers_module=layers_module, projection=projection)
+        loaded = wrap_model(model, tokenizer, layers_module=layers_module, projection=projection)
+        return replace(loaded, team=Team.join(target))
     except SphereBenchError:
         raise
     except UnpicklingError as error:
@@ -229,6 +239,8 @@ def _check_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 def resolve_device(device: str) -> torch.device:
     """The device of a configuration; ``auto`` is CUDA, else MPS, else the CPU."""
+    if process_count() > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # a card for each process
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -1,6 +1,7 @@
 """Text that a model writes: context prefixes, and a corpus if there is no other."""
 
 from collections.abc import Iterator
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def sample_continuations(
 
     Args:
         starts: [b, s], without padding.
-        tokens: how many tokens to sample, exactly.
+        tokens: how many tokens to sample, exactly; 0 leaves the rows as they are.
         seed: the same seed, model, device and rows give the same texts.
         top_k: sample from the k most likely tokens; 0 samples from all.
 
@@ -32,10 +33,15 @@ def sample_continuations(
     """
     if loaded.positions is not None and starts.shape[1] + tokens > loaded.positions:
         raise SphereBenchError(
-            f"cannot sample {tokens} tokens from a model with {loaded.positions} positions: lower "
-            "values.context_tokens"
+            f"texts of {starts.shape[1] + tokens} tokens do not fit into a model with "
+            f"{loaded.positions} positions: lower values.context_tokens, or the lengths in "
+            "editor.context_lengths"
         )
     starts = starts.to(loaded.device)
+    if not tokens:  # which transformers would refuse
+        return [
+            str(text) for text in loaded.tokenizer.batch_decode(starts, skip_special_tokens=True)
+        ]
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)
@@ -53,17 +59,18 @@ def sample_continuations(
     return [str(loaded.tokenizer.decode(row, skip_special_tokens=True)) for row in samples]
 
 
-def self_written_texts(loaded: LoadedModel) -> Iterator[str]:
+def self_written_texts(loaded: LoadedModel, first_batch: int = 0) -> Iterator[str]:
     """An endless corpus that the model writes: each text is sampled after one random token.
 
     It needs no data and no network, and follows the model's own distribution. The random first
     token makes the texts differ.
+
+    Args:
+        first_batch: another one, far from the first, gives other texts.
     """
     tokens = min(_TOKENS_A_TEXT, (loaded.positions or _TOKENS_A_TEXT + 1) - 1)
-    batch = 0
-    while True:
+    for batch in count(first_batch):
         draw = torch.Generator().manual_seed(batch)
         vocabulary = loaded.model.config.get_text_config().vocab_size
         starts = torch.randint(vocabulary, (_TEXTS_AT_A_TIME, 1), generator=draw)
         yield from sample_continuations(loaded, starts, tokens, seed=batch, top_k=0)
-        batch += 1

@@ -66,15 +66,20 @@ def last_token_of(offsets: list[tuple[int, int]], start: int, end: int) -> int:
 
 
 def token_windows(
-    loaded: LoadedModel, texts: Iterable[str], tokens: int, max_length: int
+    loaded: LoadedModel,
+    texts: Iterable[str],
+    tokens: int,
+    max_length: int,
+    tokens_per_text: int | None = None,
 ) -> Iterator[list[int]]:
     """The first ``tokens`` tokens of the texts in rows; a row belongs to one text.
 
-    A row has at most ``max_length`` tokens, and no more than the model has positions.
+    A row has at most ``max_length`` tokens, and no more than the model has positions. Of one text
+    at most its first ``tokens_per_text`` tokens count; ``None`` is no limit.
     """
     length = min(max_length, loaded.positions or max_length)
     for text in texts:
-        ids = encode(loaded.tokenizer, text).ids[:tokens]
+        ids = encode(loaded.tokenizer, text).ids[:tokens_per_text][:tokens]
         tokens -= len(ids)
         for start in range(0, len(ids), length):
             yield ids[start : start + length]

@@ -1,61 +1,63 @@
-"""Attention in which heads share keys and values equals transformers' own."""
+"""Attention behind a prefix equals transformers' own attention to prefix and new tokens."""
 
 import pytest
 import torch
-from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import Tensor, nn
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-from sphere_bench.models.replay.attention import grouped_attention, replay_attention
+from sphere_bench.models.replay.attention import additive_mask, attend_behind
+
+HEADS, LENGTH, WIDTH = 6, 3, 4
 
 
-@pytest.mark.parametrize("mask_kind", ["bool", "float", "none", "per head"])
-@pytest.mark.parametrize("groups", [2, 6])
-@pytest.mark.parametrize("scaling", [None, 0.3])
-def test_heads_that_share_keys_attend_as_repeated_ones(
-    mask_kind: str, groups: int, scaling: float | None
-) -> None:
-    heads, length, width = 6, 3, 5
-    query = torch.randn(2, heads, length, 4, dtype=torch.float64, requires_grad=True)
-    key, value = (torch.randn(2, groups, width, 4, dtype=torch.float64) for _ in range(2))
+def of_transformers(
+    prefix: tuple[Tensor, Tensor] | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+) -> Tensor:
     module = nn.Module()
-    module.num_key_value_groups = heads // groups  # type: ignore[assignment]
-    allowed = torch.ones(2, heads if mask_kind == "per head" else 1, length, width).tril(2).bool()
-    mask = {
-        "float": torch.zeros(allowed.shape, dtype=torch.float64).masked_fill(~allowed, -1e9),
-        "none": None,
-    }.get(mask_kind, allowed)
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    expected, _ = attend(module, query, key, value, mask, scaling=scaling)
-    (expected_gradient,) = torch.autograd.grad(expected.square().sum(), query)
-    found, _ = grouped_attention(attend, module, query, key, value, mask, scaling)
-    (gradient,) = torch.autograd.grad(found.square().sum(), query)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(gradient, expected_gradient)
+    module.num_key_value_groups = HEADS // key.shape[2]  # type: ignore[assignment]
+    module.head_dim = WIDTH  # type: ignore[assignment]
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    if prefix is not None:
+        key, value = torch.cat([prefix[0], key], dim=2), torch.cat([prefix[1], value], dim=2)
+    return eager_attention_forward(
+        module, query, key, value, mask, scaling=scaling, softcap=softcap
+    )[0]
+
+
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("groups", [2, 6])
+@pytest.mark.parametrize("scaling, softcap", [(None, None), (0.3, None), (None, 0.7)])
+def test_attention_behind_a_prefix_is_attention_to_all(
+    before: int, groups: int, scaling: float | None, softcap: float | None
+) -> None:
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    own = [random(2, LENGTH, count, WIDTH) for count in (HEADS, groups, groups)]
+    prefix = (random(2, groups, before, WIDTH), random(2, groups, before, WIDTH))
+    seen = torch.ones(2, 1, LENGTH, before + LENGTH).tril(before).bool()
+    if before:
+        seen[1, :, :, :1] = False  # padding
+    mask = additive_mask(seen, torch.float64)
+    found, expected = (
+        attend(prefix if before else None, *own, mask, scaling, softcap)  # type: ignore[operator]
+        for attend in (attend_behind, of_transformers)
+    )
+    # transformers takes its softmax in float32.
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    gradients = [torch.autograd.grad(out.square().sum(), own) for out in (found, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_query_that_sees_nothing_stays_finite(dtype: torch.dtype) -> None:
-    query, key = (
-        torch.full((1, 2, 1, 4), 30, dtype=dtype),
-        torch.full((1, 2, 3, 4), -30, dtype=dtype),
-    )
-    mask = torch.zeros(1, 1, 1, 3, dtype=torch.bool)
-    found, _ = grouped_attention(
-        ALL_ATTENTION_FUNCTIONS["sdpa"], nn.Module(), query, key, key, mask
-    )
-    assert torch.isfinite(found).all()
-
-
-def test_what_the_library_refuses_is_refused() -> None:
-    tensor, mask = torch.ones(1, 2, 1, 4), torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with pytest.raises(ValueError, match="softcap"):
-        grouped_attention(attend, nn.Module(), tensor, tensor, tensor, mask, softcap=30.0)
-
-
-def test_the_library_has_its_own_attention_back_after_an_error() -> None:
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with pytest.raises(KeyError), replay_attention(torch.device("cpu")):
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
-        raise KeyError
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    query = torch.full((1, 1, 2, 4), 30, dtype=dtype)
+    mask = additive_mask(torch.zeros(1, 1, 1, 1, dtype=torch.bool), dtype)
+    assert torch.isfinite(attend_behind(None, query, -query, query, mask)).all()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.models.batching import backing_off, pad_right, token_batches
+from sphere_bench.models.batching import Budget, backing_off, pad_right, token_batches
 
 
 def test_pad_right_fills_behind_the_shorter_rows() -> None:
@@ -49,3 +49,33 @@ def test_rows_of_like_length_go_together_and_few_rows_are_no_forward_of_their_ow
 
 def test_a_group_too_large_for_one_forward_is_split_evenly() -> None:
     assert [len(batch) for batch in token_batches([4] * 9, tokens_per_batch=16)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+    ],
+)
+def test_every_library_may_run_out_of_memory_and_what_fitted_is_remembered(message: str) -> None:
+    tried = []
+
+    def work(size: int) -> int:
+        tried.append(size)
+        if size > 30:
+            raise RuntimeError(message)
+        return size
+
+    budget = Budget(100)
+    assert [backing_off(work, budget), backing_off(work, budget)] == [25, 25]
+    assert tried == [100, 50, 25, 25]
+
+
+def test_another_error_is_not_tried_again() -> None:
+    def work(size: int) -> int:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        backing_off(work, 8)

@@ -73,7 +73,7 @@ def test_a_batch_that_lost_rows_gives_the_same_logits(architecture: str, kept: l
     delta = torch.randn(len(ROWS), loaded.model.config.hidden_size)
     with torch.no_grad():
         whole = suffix_logits(batch, delta)
-        part = suffix_logits(batch.keep(torch.tensor(kept)), delta[kept])
+        part = suffix_logits(batch.keep(kept), delta[kept])
     for row, logits in zip(kept, part, strict=True):
         torch.testing.assert_close(logits, whole[row], rtol=1e-4, atol=1e-4)
 
@@ -97,7 +97,7 @@ def test_shared_beginnings_give_the_same_logits(
     plain, shared = SuffixBatch.build(*inputs), SuffixBatch.build(*inputs, stems, OWNERS)
     delta = torch.randn(len(STEMMED_ROWS), loaded.model.config.hidden_size)
     if kept is not None:
-        plain, shared = (batch.keep(torch.tensor(kept)) for batch in (plain, shared))
+        plain, shared = (batch.keep(kept) for batch in (plain, shared))
         delta = delta[kept]
     tolerance = 1e-4 if precision == torch.float32 else 5e-2
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_prefixes_of_unequal_length_are_run_apart_and_joined(
     kept = [index for index in range(len(rows)) if index % 5]
     with torch.no_grad():
         joined = suffix_logits(batch, delta)
-        fewer = suffix_logits(batch.keep(torch.tensor(kept)), delta[kept])
+        fewer = suffix_logits(batch.keep(kept), delta[kept])
         for index, logits in [*enumerate(joined), *zip(kept, fewer, strict=True)]:
             alone = SuffixBatch.build(loaded, [rows[index]], [starts[index]], layer)
             (expected,) = suffix_logits(alone, delta[[index]])

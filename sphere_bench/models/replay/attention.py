@@ -1,72 +1,61 @@
-"""Attention of a few new tokens to a long prefix that is fast on a CPU."""
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+"""Attention of a few new tokens to themselves and to a prefix whose keys and values are known."""
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import Tensor
 
 
-@contextmanager
-def replay_attention(device: torch.device) -> Iterator[None]:
-    """On the CPU, use plain attention, and do not repeat keys and values for every head.
-
-    There, the backward pass of flash attention is eight times slower in bfloat16, and repeating
-    the prefix takes longer than the attention to it.
-    """
-    if device.type != "cpu":
-        yield
-        return
-    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = partial(grouped_attention, before)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = before
-
-
-def grouped_attention(
-    attend: Callable[..., tuple[Tensor, None]],
-    module: nn.Module,
+def attend_behind(
+    prefix: tuple[Tensor, Tensor] | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    mask: Tensor,
     scaling: float | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Attention that treats heads with the same keys and values as more queries of one head.
+    softcap: float | None = None,
+) -> Tensor:
+    """Attention to a prefix and to the tokens behind it.
+
+    Heads with the same keys and values are treated as more queries of one head, and the prefix is
+    neither copied behind the new keys nor given a gradient: on a CPU either would take longer
+    than the attention itself.
 
     Args:
-        attend: the function of transformers, for other masks and for options not known here.
-        query: [b, heads, s, d_head].
-        key, value: [b, groups, t, d_head].
-        attention_mask: [b, 1, s, t].
+        prefix: its keys and values, [b, groups, p, d_head]; ``None`` if there is none.
+        query: [b, s, heads, d_head].
+        key, value: [b, s, groups, d_head].
+        mask: is added to the scores, [b, 1, s, p + s].
+        scaling: of the scores; ``None`` is d_head^-0.5.
+        softcap: bound of the scores, by tanh; ``None`` is no bound.
 
     Returns:
         [b, s, heads, d_head].
     """
-    batch, heads, length, width = query.shape
-    groups, total = key.shape[1:3]
-    shared_mask = attention_mask is not None and attention_mask.shape[1:] == (1, length, total)
-    special = any(options.get(name) is not None for name in ("position_bias", "softcap"))
-    if not shared_mask or special:
-        return attend(module, query, key, value, attention_mask, scaling=scaling, **options)
-    assert attention_mask is not None
-    if attention_mask.dtype == torch.bool:
-        # So a query that sees nothing stays finite, in float16 as well.
-        lowest = torch.finfo(query.dtype).min / 2
-        attention_mask = query.new_zeros(()).where(attention_mask, lowest)
-    scaling = width**-0.5 if scaling is None else scaling
-    packed = (query * scaling).reshape(batch, groups, -1, width)
-    scores = (packed @ key.transpose(2, 3)).view(batch, heads, length, total) + attention_mask
+    batch, length, heads, width = query.shape
+    groups, total = key.shape[2], mask.shape[-1]
+    query = query * (width**-0.5 if scaling is None else scaling)
+    query = query.view(batch, length, groups, -1, width).permute(0, 2, 3, 1, 4)
+    query = query.reshape(batch, groups, -1, width)
+    key, value = key.transpose(1, 2), value.transpose(1, 2)
+    scores = query @ key.transpose(2, 3)
+    if prefix is not None:
+        scores = torch.cat([query @ prefix[0].transpose(2, 3), scores], dim=-1)
+    scores = scores.view(batch, heads, length, total)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     # The softmax is at least float32, as in the plain attention of transformers.
-    exact = torch.promote_types(query.dtype, torch.float32)
-    weights = scores.softmax(dim=-1, dtype=exact).to(query.dtype)
-    output = weights.view(batch, groups, -1, total) @ value
-    return output.view(batch, heads, length, -1).transpose(1, 2), None
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    weights = (scores + mask).softmax(dim=-1, dtype=exact).to(scores.dtype)
+    weights = weights.view(batch, groups, -1, total)
+    output = weights[..., total - length :] @ value
+    if prefix is not None:
+        output = output + weights[..., : total - length] @ prefix[1]
+    return output.view(batch, heads, length, -1).transpose(1, 2)
+
+
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to scores in ``dtype``: 0 where ``seen`` is true, and a large negative number.
+
+    A query that sees nothing stays finite, in float16 as well.
+    """
+    zero = torch.zeros((), dtype=dtype, device=seen.device)
+    return zero.where(seen, torch.finfo(dtype).min / 2)

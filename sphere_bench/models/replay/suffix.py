@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sphere_bench.models.batching import token_batches
+from sphere_bench.models.batching import launch_price, token_batches
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.replay.attention import replay_attention
 from sphere_bench.models.replay.prefixes import (
     KeysValues,
     Stems,
@@ -43,6 +43,8 @@ class SuffixBatch:
         positions: position ids of the suffixes, [b, s].
         prefix: keys and values of the prefixes for every layer above z, each
             [b, heads, prefix, d_head]. Empty if no row has a prefix or no layer is above z.
+        prefixes, suffixes: number of tokens in front of each row's p, and from it on; known on the
+            host, so that no index has to be fetched from a device.
     """
 
     upper: LoadedModel
@@ -52,6 +54,8 @@ class SuffixBatch:
     mask: Tensor
     positions: Tensor
     prefix: list[KeysValues]
+    prefixes: list[int]
+    suffixes: list[int]
 
     @classmethod
     def build(
@@ -83,7 +87,10 @@ class SuffixBatch:
         run = [start + longest for start in starts]
         if stems is not None:
             run = [tokens - stems.lengths[owner] for tokens, owner in zip(run, owners, strict=True)]
-        groups = [sorted(group) for group in token_batches(run, len(run) * max(run))]
+        groups = [
+            sorted(group)
+            for group in token_batches(run, len(run) * max(run), launch_price(loaded.device))
+        ]
         parts = [
             cls._build_together(
                 loaded,
@@ -149,6 +156,8 @@ class SuffixBatch:
             mask,
             positions[:, longest:],
             prefix,
+            list(starts),
+            [len(row) - start for row, start in zip(rows, starts, strict=True)],
         )
 
     @property
@@ -169,7 +178,9 @@ class SuffixBatch:
         with (
             starting_after(self.upper, self.layer, hidden),
             select_positions(self.upper.layout.head, rows, columns),
-            replay_attention(hidden.device),
+            # On a CPU the backward pass of flash attention is eight times slower in bfloat16; on a
+            # GPU cuDNN's plans anew for every shape.
+            sdpa_kernel(SDPBackend.MATH),
         ):
             output = self.upper.model(
                 input_ids=self.tokens,
@@ -181,25 +192,32 @@ class SuffixBatch:
         logits: Tensor = output.logits[0].float()
         return logits
 
-    def keep(self, rows: Tensor) -> "SuffixBatch":
+    def keep(self, rows: Sequence[int]) -> "SuffixBatch":
         """The same batch with only these rows, and no more padding than they need."""
-        mask = self.mask[rows]
-        prefix_length = self.prefix_length
-        # Drop the columns in which no kept row has a token.
-        used = mask.any(dim=0)
-        left = int(used[:prefix_length].sum())
-        width = int(used[prefix_length:].sum())
-        first = prefix_length - left
+        prefixes = [self.prefixes[row] for row in rows]
+        suffixes = [self.suffixes[row] for row in rows]
+        left, right = max(prefixes), max(suffixes)
+        first = self.prefix_length - left
+        kept = torch.tensor(rows, device=self.tokens.device)
+
+        def own(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
+            return tensor.narrow(dim, start, length).index_select(0, kept)
+
         return SuffixBatch(
             self.upper,
             self.layer,
-            self.tokens[rows, :width],
-            self.hidden[rows, :width],
-            mask[:, first : prefix_length + width],
-            self.positions[rows, :width],
-            [(keys[rows, :, first:], values[rows, :, first:]) for keys, values in self.prefix]
+            own(self.tokens, 1, 0, right),
+            own(self.hidden, 1, 0, right),
+            own(self.mask, 1, first, left + right),
+            own(self.positions, 1, 0, right),
+            [
+                (own(keys, 2, first, left), own(values, 2, first, left))
+                for keys, values in self.prefix
+            ]
             if left
             else [],
+            prefixes,
+            suffixes,
         )
 
 
@@ -245,4 +263,16 @@ def _joined(parts: Sequence[SuffixBatch], places: Sequence[Sequence[int]]) -> Su
         mask=joined([part.mask for part in parts], left + right, missing),
         positions=suffixes([part.positions for part in parts]),
         prefix=prefix,
+        prefixes=_in_order([part.prefixes for part in parts], places),
+        suffixes=_in_order([part.suffixes for part in parts], places),
     )
+
+
+def _in_order(parts: Sequence[Sequence[int]], places: Sequence[Sequence[int]]) -> list[int]:
+    """The numbers of all parts as one list; those of a part go to its ``places``."""
+    placed = {
+        place: number
+        for own, numbers in zip(places, parts, strict=True)
+        for place, number in zip(own, numbers, strict=True)
+    }
+    return [placed[place] for place in range(len(placed))]

@@ -1,0 +1,161 @@
+"""Several processes that share the work of one run, each with the model: ``torchrun``.
+
+The first process makes the run: it alone solves, writes, locks and records. The others, its
+helpers, wait until it gives out a piece of work. What is given out is cut into the same pieces
+however many processes there are, so that a run's tables do not depend on their number.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sphere_bench.errors import SphereBenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from sphere_bench.models.loading import LoadedModel
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+#: How long a helper waits for work, such as while key statistics are computed.
+_PATIENCE = timedelta(days=7)
+
+
+def process_count() -> int:
+    """How many processes ``torchrun`` has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_helper() -> bool:
+    """Whether this process waits for work of another one."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a run.
+
+    Attributes:
+        size: how many there are.
+        rank: of this one; 0 makes the run.
+    """
+
+    size: int = 1
+    rank: int = 0
+
+    @classmethod
+    def join(cls, device: "torch.device") -> "Team":
+        """The team that ``torchrun`` has started, or this process alone; joining again is free."""
+        if process_count() == 1:
+            return cls()
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
+        return cls(state.num_processes, state.process_index)
+
+    def map(
+        self,
+        loaded: "LoadedModel",
+        function: Callable[..., list[Result]],
+        pieces: Sequence[Piece],
+        *common: Any,
+        **own: Any,
+    ) -> list[Result]:
+        """``function(loaded, pieces, *common)``, a result a piece, each process doing its share.
+
+        Args:
+            loaded: the model.
+            function: of a module, so that helpers can find it; its result must be picklable.
+            pieces: of the work.
+            common: more arguments, for every process.
+            own: more arguments for this process.
+
+        Raises:
+            SphereBenchError: a helper has died.
+            Exception: what ``function`` raised in any process.
+        """
+        if self.size == 1:
+            return function(loaded, pieces, *common, **own)
+        with _helpers_alive():
+            _broadcast((function, pieces, common))
+            self._send_weights(loaded)
+        return self._gather(loaded, function, pieces, common, own)
+
+    def help(self, loaded: "LoadedModel") -> None:
+        """Do pieces of work until the first process has no more."""
+        with _helpers_alive():
+            while (task := _broadcast(None)) is not None:
+                function, pieces, common = task
+                self._send_weights(loaded)
+                self._gather(loaded, function, pieces, common, {})
+
+    def dismiss(self) -> None:
+        """Tell the helpers that there is no more work."""
+        if self.size > 1:
+            with suppress(RuntimeError):  # one that has died does not hear it
+                _broadcast(None)
+
+    def _send_weights(self, loaded: "LoadedModel") -> None:
+        """Give the weights that were written since the last time to the helpers."""
+        from torch import distributed
+
+        for layer in _broadcast(sorted(loaded.layout.written)):
+            weight = loaded.layout.projection(layer).weight
+            distributed.broadcast(weight.data, 0)  # type: ignore[arg-type]
+        loaded.layout.written.clear()
+
+    def _gather(
+        self,
+        loaded: "LoadedModel",
+        function: Callable[..., list[Result]],
+        pieces: Sequence[Piece],
+        common: Sequence[Any],
+        own: dict[str, Any],
+    ) -> list[Result]:
+        """Every process's results; only the first one gets those of all."""
+        from torch import distributed
+
+        mine: list[Result] | Exception
+        try:
+            mine = function(loaded, pieces[self.rank :: self.size], *common, **own)
+        except Exception as error:  # the others wait for an answer in any case
+            mine = error
+        gathered: list[Any] = [None] * self.size
+        with _helpers_alive():
+            distributed.all_gather_object(gathered, mine)
+        if self.rank:
+            return []
+        for found in gathered:
+            if isinstance(found, Exception):
+                raise found
+        results: list[Any] = [None] * len(pieces)
+        for rank, found in enumerate(gathered):
+            results[rank :: self.size] = found
+        return results
+
+
+def _broadcast(thing: Any) -> Any:
+    """What the first process gives; the others give nothing."""
+    from torch import distributed
+
+    box = [thing]
+    distributed.broadcast_object_list(box)
+    return box[0]
+
+
+@contextmanager
+def _helpers_alive() -> "Iterator[None]":
+    try:
+        yield
+    except RuntimeError as error:
+        raise SphereBenchError(
+            "a process of this run has died: run the same command again to go on from the last "
+            "checkpoint"
+        ) from error
