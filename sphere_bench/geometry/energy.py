@@ -61,22 +61,24 @@ def row_geometry(
     pair_count = weight.shape[0] * (weight.shape[0] - 1) // 2
     if pair_count < 1:
         return RowGeometry(0.0, math.nan, math.nan, math.nan, math.nan, math.nan)
-    energy = torch.zeros((), dtype=torch.float64)
-    cosine_sum = torch.zeros((), dtype=torch.float64)
-    square_sum = torch.zeros((), dtype=torch.float64)
+    # Summed on the weight's device and fetched once: each transfer would wait for the device.
+    parts: list[Tensor] = []
     kept: list[Tensor] = []
     for cosines, squared_distances in row_pairs(weight, block_rows):
-        energy += _one_way_energy(squared_distances, exponent, eps).cpu()
-        cosine_sum += cosines.sum().cpu()
-        square_sum += cosines.square().sum().cpu()
+        energies = _one_way_energy(squared_distances, exponent, eps)
+        parts.append(torch.stack([energies, cosines.sum(), cosines.square().sum()]))
         kept.append(cosines.float())
-    mean = cosine_sum.item() / pair_count
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    energy, cosine_sum, square_sum = total.tolist()
+    mean = cosine_sum / pair_count
     all_cosines = torch.cat(kept)
     return RowGeometry(
-        energy=2 * energy.item(),
-        energy_normalized=energy.item() / pair_count,
+        energy=2 * energy,
+        energy_normalized=energy / pair_count,
         cos_mean=mean,
-        cos_std=math.sqrt(max(0.0, square_sum.item() / pair_count - mean**2)),
+        cos_std=math.sqrt(max(0.0, square_sum / pair_count - mean**2)),
         cos_p01=_extreme_percentile(all_cosines, largest=False),
         cos_p99=_extreme_percentile(all_cosines, largest=True),
     )
@@ -108,8 +110,11 @@ def row_pairs(weight: Tensor, block_rows: int = 256) -> Iterator[tuple[Tensor, T
         block = slice(start, start + block_rows)
         gram = rows[block] @ rows[start:].T  # [b, n - start], its diagonal the pairs i = i
         distances = (lengths[block, None] + lengths[start:] - 2 * gram).clamp_(min=0)
-        above = torch.ones_like(gram, dtype=torch.bool).triu_(1)
-        yield gram[above], distances[above]
+        # Indices of known number: a device would have to count the places of a mask first.
+        count, total = gram.shape
+        row, column = torch.triu_indices(count, total, offset=1, device=gram.device)
+        places = row * total + column
+        yield gram.flatten()[places], distances.flatten()[places]
 
 
 def _one_way_energy(squared_distances: Tensor, exponent: float, eps: float) -> Tensor:
@@ -122,5 +127,7 @@ def _extreme_percentile(values: Tensor, largest: bool) -> float:
     position = 0.01 * (len(values) - 1)  # counted from the end in question
     index = math.floor(position)
     extremes = values.topk(min(index + 2, len(values)), largest=largest).values
-    near, next_one = extremes[index].item(), extremes[min(index + 1, len(extremes) - 1)].item()
+    near: float
+    next_one: float
+    near, next_one = extremes[[index, min(index + 1, len(extremes) - 1)]].tolist()
     return near + (position - index) * (next_one - near)

@@ -44,9 +44,9 @@ def describe_neurons(weight: Tensor, plane: Tensor) -> NeuronLayout:
 
     Cosines that are not finite are not counted.
     """
-    counts = torch.zeros(COSINE_BINS, dtype=torch.float64)
+    counts = torch.zeros(COSINE_BINS, dtype=torch.float64, device=as_double(weight).device)
     for cosines, _ in row_pairs(weight):
-        counts += torch.histc(cosines.clamp(-1, 1), COSINE_BINS, -1, 1).cpu()
+        counts += torch.histc(cosines.clamp(-1, 1), COSINE_BINS, -1, 1)
     neurons = torch.linspace(0, len(weight) - 1, min(len(weight), PLANE_NEURONS)).long()
     x, y = (as_double(weight.detach()[neurons.to(weight.device)]) @ plane).T.tolist()
-    return NeuronLayout([int(count) for count in counts], neurons.tolist(), x, y)
+    return NeuronLayout([int(count) for count in counts.tolist()], neurons.tolist(), x, y)

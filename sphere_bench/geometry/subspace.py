@@ -75,3 +75,14 @@ def rank_for_share(eigenvalues: Tensor, eta: float, rule: RankRule = "paper") ->
     if eta <= 0:
         return 0
     return min(int((shares < eta - _SHARE_TOLERANCE).sum()) + 1, len(shares))
+
+
+def energy_share(basis: Tensor, moment: Tensor) -> float:
+    """tr(V^T C V) / tr(C): the share of the sum of squares that lies in a subspace.
+
+    Args:
+        basis: V [d, m], orthonormal columns.
+        moment: C [d, d], second moment of the vectors.
+    """
+    basis, moment = as_double(basis), as_double(moment)
+    return ((basis * (moment @ basis)).sum() / moment.trace()).item()
