@@ -3,11 +3,12 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sphere_bench.assets import corpus_path
+from sphere_bench.data.selection import shuffled
 from sphere_bench.data.sources import (
     BUNDLED,
     JSON_LINES,
@@ -22,6 +23,12 @@ KEY = "statistics.corpus"
 TEXT_FIELDS = ("text", "passage")
 TEXT_SUFFIXES = (".txt", ".md")
 SUFFIXES = (*TEXT_SUFFIXES, *JSON_LINES, ".parquet")
+Order = Literal["random", "file"]
+# The random order is the same for every run: runs that differ in `seed` share key statistics.
+_SEED = 0
+# How many texts of a random order are in memory at a time: of a file, and of a streamed dataset.
+_TEXTS_AT_A_TIME = 65536
+_HUB_BUFFER = 10_000
 HUB_SOURCE = re.compile(
     r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?"
 )
@@ -35,8 +42,8 @@ class HubSource(NamedTuple):
     revision: str | None
 
 
-def corpus_texts(source: str, key: str = KEY) -> Iterator[str]:
-    """The texts of a corpus, in its order.
+def corpus_texts(source: str, key: str = KEY, order: Order = "file") -> Iterator[str]:
+    """The texts of a corpus, one after another.
 
     Args:
         source: ``bundled`` (the tiny GPT-2's world), a .txt, .jsonl or .parquet file, or a dataset
@@ -45,13 +52,16 @@ def corpus_texts(source: str, key: str = KEY) -> Iterator[str]:
             separate the texts; without blank lines, every line is a text. In JSONL and parquet,
             the texts are in the field ``text`` or ``passage``, or in the only field of texts.
         key: the configuration's key that names the corpus, for errors.
+        order: as they stand in the corpus, or drawn at random, the same way every time. A file is
+            then read once to count its texts and once more for the first ones drawn. A streamed
+            dataset is not read to its end: its shards and a buffer of texts are shuffled.
 
     Raises:
         SphereBenchError: there is no such corpus, or it holds no text.
     """
     place = f"{key}={source}"
     empty = True
-    for text in _texts(locate_corpus(source, key), place):
+    for text in _texts(locate_corpus(source, key), place, order):
         if text.strip():
             empty = False
             yield text
@@ -98,9 +108,25 @@ def locate_corpus(source: str, key: str = KEY) -> Path | HubSource:
     return HubSource(**match.groupdict())
 
 
-def _texts(located: Path | HubSource, place: str) -> Iterator[str]:
+def _texts(located: Path | HubSource, place: str, order: Order) -> Iterator[str]:
     if isinstance(located, HubSource):
-        return _field_texts(_hub_rows(located, place), place)
+        return _field_texts(_hub_rows(located, place, order), place)
+    if order == "random":
+        return _in_random_order(lambda: _file_texts(located, place))
+    return _file_texts(located, place)
+
+
+def _in_random_order(read: Callable[[], Iterator[str]]) -> Iterator[str]:
+    """The texts that ``read`` gives at every call, drawn at random, with few in memory."""
+    order = shuffled(sum(1 for _ in read()), _SEED)
+    for start in range(0, len(order), _TEXTS_AT_A_TIME):
+        drawn = order[start : start + _TEXTS_AT_A_TIME]
+        wanted = frozenset(drawn)
+        texts = {index: text for index, text in enumerate(read()) if index in wanted}
+        yield from (texts[index] for index in drawn)
+
+
+def _file_texts(located: Path, place: str) -> Iterator[str]:
     if located.suffix.lower() in TEXT_SUFFIXES:
         return _paragraphs(located, place)
     if located.suffix.lower() == ".parquet":
@@ -121,13 +147,16 @@ def _paragraphs(file: Path, place: str) -> Iterator[str]:
         yield "\n".join(paragraph)
 
 
-def _hub_rows(hub: HubSource, place: str) -> Iterator[Any]:
+def _hub_rows(hub: HubSource, place: str, order: Order) -> Iterator[Any]:
     import datasets
 
     try:
-        yield from datasets.load_dataset(
+        rows = datasets.load_dataset(
             hub.name, hub.config, revision=hub.revision, split="train", streaming=True
         )
+        if order == "random":
+            rows = rows.shuffle(seed=_SEED, buffer_size=_HUB_BUFFER)
+        yield from rows
     # Each protocol's client raises exceptions of its own, but the user can do the same about all.
     except Exception as error:
         raise SphereBenchError(

@@ -1,12 +1,15 @@
 """Texts for key statistics from every kind of source."""
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
+from sphere_bench.data import corpus
 from sphere_bench.data.corpus import corpus_fingerprint, corpus_texts
 from sphere_bench.errors import SphereBenchError
 
@@ -105,3 +108,51 @@ def test_the_bundled_corpus_has_texts() -> None:
     assert len(texts) > 100
     assert all(json.dumps(text) for text in texts)
     assert len(corpus_fingerprint("bundled")) == 64
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    file = tmp_path / "numbered.txt"
+    file.write_text("\n".join(f"text {number}" for number in range(100)))
+    return file
+
+
+def test_a_random_order_is_always_the_same_and_not_the_files(numbered: Path) -> None:
+    in_file = list(corpus_texts(str(numbered)))
+    drawn = list(corpus_texts(str(numbered), order="random"))
+    assert drawn != in_file and sorted(drawn) == sorted(in_file)
+    assert drawn == list(corpus_texts(str(numbered), order="random"))
+    # The beginning is from everywhere: of a file that is sorted, too.
+    assert max(in_file.index(text) for text in drawn[:10]) > 50
+
+
+def test_a_random_order_does_not_depend_on_how_many_texts_are_in_memory(
+    numbered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = list(corpus_texts(str(numbered), order="random"))
+    monkeypatch.setattr(corpus, "_TEXTS_AT_A_TIME", 7)
+    assert list(corpus_texts(str(numbered), order="random")) == drawn
+
+
+def test_a_streamed_dataset_is_shuffled_without_being_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = []
+
+    def rows(shards: list[int]) -> Iterator[dict[str, str]]:
+        for shard in shards:
+            for number in range(1000):
+                read.append(number)
+                yield {"text": f"text {number} of shard {shard}"}
+
+    def load(*_: object, **__: object) -> Any:
+        return datasets.IterableDataset.from_generator(rows, gen_kwargs={"shards": [0, 1, 2, 3]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(corpus, "_HUB_BUFFER", 50)
+    first = list(islice(corpus_texts("some/set", order="random"), 20))
+    assert len(read) < 500
+    assert first == list(islice(corpus_texts("some/set", order="random"), 20))
+    in_order = list(islice(corpus_texts("some/set"), 20))
+    assert in_order == [f"text {number} of shard 0" for number in range(20)]
+    assert not set(first) <= set(in_order)

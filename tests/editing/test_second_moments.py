@@ -1,12 +1,15 @@
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from sphere_bench.editing.statistics import second_moments as statistics
-from sphere_bench.editing.statistics.cache import default_cache_dir, load_or_compute
-from sphere_bench.editing.statistics.second_moments import second_moments
+from sphere_bench.editing.statistics.cache import CachedStatistics, default_cache_dir
+from sphere_bench.editing.statistics.second_moments import second_moments, token_count
+from sphere_bench.editing.statistics.texts import OrdinaryText
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.fingerprint import model_fingerprint
 from sphere_bench.models.loading import LoadedModel, load_model
@@ -47,6 +50,13 @@ def windows(loaded: LoadedModel, tokens: int, max_length: int) -> list[list[int]
         ids = loaded.tokenizer(text)["input_ids"][: tokens - sum(map(len, cut))]
         cut += [ids[start : start + max_length] for start in range(0, len(ids), max_length)]
     return cut
+
+
+def cached(
+    loaded: LoadedModel, layers: Sequence[int], corpus: object, tokens: int, folder: Path
+) -> dict[int, torch.Tensor]:
+    text = OrdinaryText(str(corpus), tokens, order="file")
+    return CachedStatistics(loaded, layers, text, folder).second_moments()
 
 
 def forbid_forwards(loaded: LoadedModel) -> None:
@@ -139,9 +149,17 @@ def test_keys_of_a_bfloat16_forward_give_nearly_the_same_moments(loaded):
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
 
 
-def test_the_default_number_of_tokens_is_ten_for_every_dimension_of_a_key(llama):
-    result = second_moments(llama, [0], TEXTS * 100)
-    assert result.tokens == 10 * llama.layout.weight(0).shape[1]
+def test_without_a_number_there_are_so_many_tokens_for_every_dimension_of_a_key(llama):
+    assert token_count(llama, [0, 2], None, 10) == 10 * llama.layout.weight(0).shape[1]
+    assert token_count(llama, [0, 2], 7, 10) == 7
+
+
+def test_of_a_long_text_only_its_beginning_is_read(loaded):
+    result = second_moments(loaded, [1], TEXTS, 10_000, tokens_per_text=6)
+    texts = [loaded.tokenizer(text)["input_ids"][:6] for text in TEXTS]
+    expected = second_moment(loaded, 1, texts)
+    assert result.tokens == sum(map(len, texts)) < sum(map(len, windows(loaded, 10_000, 512)))
+    assert (result.moments[1] - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_layers_behind_the_last_one_asked_for_are_not_run(llama):
@@ -152,11 +170,14 @@ def test_layers_behind_the_last_one_asked_for_are_not_run(llama):
     second_moments(llama, [0, 1], TEXTS, 20)
 
 
-def test_a_corpus_that_ends_early_is_told(llama, caplog):
+def test_a_corpus_that_ends_early_is_named_at_every_run(llama, corpus, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
-        second_moments(llama, [0], TEXTS[:1], 1000)
-    assert "of 1000 tokens" in caplog.text
+        cached(llama, [0], corpus, 1000, tmp_path / "cache")
     assert "tokens/s" in caplog.text
+    for _ in range(2):
+        assert "of 1000 tokens: name a larger statistics.corpus" in caplog.text
+        caplog.clear()
+        cached(llama, [0], corpus, 1000, tmp_path / "cache")
 
 
 def test_no_text_is_an_error(llama):
@@ -173,18 +194,18 @@ def test_keys_that_are_not_finite_are_an_error(llama):
 
 
 def test_cached_moments_are_the_computed_ones_and_need_no_forward(loaded, corpus, tmp_path):
-    computed = load_or_compute(loaded, [0, 1], str(corpus), 50, tmp_path / "cache")
+    computed = cached(loaded, [0, 1], corpus, 50, tmp_path / "cache")
     forbid_forwards(loaded)
-    cached = load_or_compute(loaded, [0, 1], str(corpus), 50, tmp_path / "cache")
-    assert list(cached) == [0, 1]
+    again = cached(loaded, [0, 1], corpus, 50, tmp_path / "cache")
+    assert list(again) == [0, 1]
     for layer in (0, 1):
-        assert torch.equal(computed[layer], cached[layer])
+        assert torch.equal(computed[layer], again[layer])
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
 
 
 def test_where_model_and_corpus_lie_does_not_matter_to_the_cache(corpus, tmp_path):
     first = load_model(str(GOLDEN / "tiny-gpt2"), device="cpu")
-    load_or_compute(first, [1], str(corpus), 30, tmp_path / "cache")
+    cached(first, [1], corpus, 30, tmp_path / "cache")
     link = tmp_path / "a-link--with-hyphens" / "v1.0"
     link.parent.mkdir()
     link.symlink_to(GOLDEN / "tiny-gpt2", target_is_directory=True)
@@ -192,35 +213,39 @@ def test_where_model_and_corpus_lie_does_not_matter_to_the_cache(corpus, tmp_pat
     corpus.rename(moved)
     second = load_model(str(link), device="cpu")
     forbid_forwards(second)
-    load_or_compute(second, [1], str(moved), 30, tmp_path / "cache")
+    cached(second, [1], moved, 30, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("change", ["weights", "corpus", "tokens", "layers", "window", "precision"])
+CHANGES = {
+    "tokens": {"tokens": 31},
+    "window": {"max_length": 16},
+    "order": {"order": "random"},
+    "limit of a text": {"tokens_per_text": 20},
+}
+
+
+@pytest.mark.parametrize("change", ["weights", "corpus", "layers", "precision", *CHANGES])
 def test_a_change_of_what_the_moments_come_from_misses_the_cache(change, llama, corpus, tmp_path):
     cache = tmp_path / "cache"
-    load_or_compute(llama, [0, 1], str(corpus), 30, cache)
-    layers, tokens, window, precision = [0, 1], 30, 512, None
+    text = OrdinaryText(str(corpus), 30, order="file")
+    CachedStatistics(llama, [0, 1], text, cache).second_moments()
+    layers, precision = [0, 1], None
     if change == "weights":
         llama.layout.weight(0)[3, 4] += 1e-3
     elif change == "corpus":
         corpus.write_text("Another text altogether, of quite some length, for the same file.")
-    elif change == "tokens":
-        tokens = 31
     elif change == "layers":
         layers = [0, 2]
-    elif change == "window":
-        window = 16
-    else:
+    elif change == "precision":
         precision = torch.bfloat16
-    load_or_compute(
-        llama, layers, str(corpus), tokens, cache, max_length=window, precision=precision
-    )
+    text = replace(text, **CHANGES.get(change, {}))
+    CachedStatistics(llama, layers, text, cache, precision=precision).second_moments()
     assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "a flipped bit", "not safetensors"])
 def test_a_damaged_cache_file_is_named_with_the_mend(damage, llama, corpus, tmp_path):
-    load_or_compute(llama, [0], str(corpus), 30, tmp_path / "cache")
+    cached(llama, [0], corpus, 30, tmp_path / "cache")
     (file,) = (tmp_path / "cache").iterdir()
     content = bytearray(file.read_bytes())
     if damage == "a flipped bit":
@@ -229,13 +254,13 @@ def test_a_damaged_cache_file_is_named_with_the_mend(damage, llama, corpus, tmp_
         content = {"truncated": content[:-9], "empty": b"", "not safetensors": b"?" * 99}[damage]
     file.write_bytes(content)
     with pytest.raises(SphereBenchError, match=f"delete {file}"):
-        load_or_compute(llama, [0], str(corpus), 30, tmp_path / "cache")
+        cached(llama, [0], corpus, 30, tmp_path / "cache")
 
 
 def test_a_cache_that_cannot_be_written_is_named(llama, corpus, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SphereBenchError, match=r"statistics\.cache"):
-        load_or_compute(llama, [0], str(corpus), 30, tmp_path / "file" / "cache")
+        cached(llama, [0], corpus, 30, tmp_path / "file" / "cache")
 
 
 def test_the_default_cache_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -255,13 +280,33 @@ def test_a_models_fingerprint_is_its_content(llama):
     assert model_fingerprint(other) != model_fingerprint(llama)
 
 
-def test_a_self_written_corpus_is_cached_like_any_other(llama, tmp_path, monkeypatch):
+def test_a_self_written_corpus_is_cached_by_what_decides_its_text(llama, tmp_path, monkeypatch):
     monkeypatch.setattr("sphere_bench.models.sampling._TOKENS_A_TEXT", 8)
-    moments = load_or_compute(llama, [0], "generated", 100, tmp_path)
+    moments = cached(llama, [0], "generated", 100, tmp_path)
 
     def never(*arguments):
-        raise AssertionError("the moments are in the cache")
+        raise AssertionError("text is written again")
 
-    monkeypatch.setattr("sphere_bench.editing.statistics.second_moments.self_written_texts", never)
-    again = load_or_compute(llama, [0], "generated", 100, tmp_path)
+    monkeypatch.setattr("sphere_bench.editing.statistics.texts.self_written_texts", never)
+    # Written texts are in no file, so they have no other order.
+    text = OrdinaryText("generated", 100, order="random")
+    again = CachedStatistics(llama, [0], text, tmp_path).second_moments()
     assert torch.equal(again[0], moments[0])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    with pytest.raises(AssertionError, match="written again"):
+        cached(llama, [0], "generated", 100, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr("sphere_bench.editing.statistics.texts.self_written_texts", never)
+    monkeypatch.setattr("sphere_bench.editing.statistics.texts.device_kind", lambda _: "a GPU")
+    with pytest.raises(AssertionError, match="written again"):
+        cached(llama, [0], "generated", 100, tmp_path)
+
+
+def test_threads_and_device_do_not_matter_to_the_cache_of_any_other_text(
+    llama, corpus, tmp_path, monkeypatch
+):
+    cached(llama, [0], corpus, 30, tmp_path / "cache")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    monkeypatch.setattr("sphere_bench.editing.statistics.texts.device_kind", lambda _: "a GPU")
+    forbid_forwards(llama)
+    cached(llama, [0], corpus, 30, tmp_path / "cache")

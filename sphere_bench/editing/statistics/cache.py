@@ -4,128 +4,160 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sphere_bench.data.corpus import corpus_fingerprint
+from sphere_bench.editing.statistics.moment_files import read_own, write_own
 from sphere_bench.editing.statistics.second_moments import (
-    GENERATED,
-    MAX_LENGTH,
     TOKENS_PER_BATCH,
+    SecondMoments,
     double_device,
-    ordinary_texts,
+    module_names,
     second_moments,
-    token_count,
 )
+from sphere_bench.editing.statistics.texts import OrdinaryText
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.files import atomic_file
-from sphere_bench.models.fingerprint import model_fingerprint, tensors_fingerprint
+from sphere_bench.models.fingerprint import model_fingerprint
 from sphere_bench.models.loading import LoadedModel
 
 logger = logging.getLogger(__name__)
 
 
-def load_or_compute(
-    loaded: LoadedModel,
-    layers: Sequence[int],
-    corpus: str,
-    tokens: int | None = None,
-    cache_dir: str | Path | None = None,
-    *,
-    max_length: int = MAX_LENGTH,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-    precision: torch.dtype | None = None,
-) -> dict[int, Tensor]:
-    """C of ``layers``, from the cache or computed and put there.
+class CachedStatistics:
+    """C of some layers over ordinary text, from the cache or computed and put there.
 
     What the result depends on is the key in the cache: the model's configuration, tokenizer and
-    weights, the layers and their projections, the precision of the forwards, the corpus, the number
-    of tokens and the window. The name and place of the model's folder do not matter.
+    weights, the layers and their projections, the precision of the forwards, and what is read of
+    the corpus. The name and place of the model's folder do not matter.
 
     Args:
-        corpus: see :func:`sphere_bench.data.corpus.corpus_texts`, or ``generated`` for text that
-            the model writes itself.
-        cache_dir: ``None`` is :func:`default_cache_dir`.
-        loaded, layers, tokens, max_length, tokens_per_batch, precision: see
-            :func:`second_moments`.
-
-    Returns:
-        Layer to C [d_in, d_in], float64, on the model's device.
-
-    Raises:
-        SphereBenchError: the cached file is damaged, the cache cannot be written, or the corpus
-            cannot be read.
+        loaded: the unedited model.
+        layers: see :func:`second_moments`.
+        text: what is read.
+        folder: of the cache; ``None`` is :func:`default_cache_dir`.
+        held_out: how many tokens :meth:`held_out_moments` are of; 0 for none.
+        tokens_per_batch, precision: see :func:`second_moments`.
     """
-    folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
-    content = {
-        "model": model_fingerprint(loaded),
-        "dtype": str(precision or loaded.dtype),
-        "layers": {layer: _module_name(loaded, layer) for layer in layers},
-        "corpus": GENERATED if corpus == GENERATED else corpus_fingerprint(corpus),
-        "tokens": token_count(loaded, layers, tokens),
-        "max_length": max_length,
-    }
-    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    file = folder / f"{key[:32]}.safetensors"
-    if file.exists():
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        layers: Sequence[int],
+        text: OrdinaryText,
+        folder: str | Path | None = None,
+        *,
+        held_out: int = 0,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        self.loaded, self.layers, self.text, self.held_out = loaded, layers, text, held_out
+        self.place = default_cache_dir() if folder is None else Path(folder).expanduser()
+        self._tokens_per_batch = tokens_per_batch
+        self._precision = precision
+
+    def second_moments(self) -> dict[int, Tensor]:
+        """Layer to C [d_in, d_in], float64, on the model's device.
+
+        Raises:
+            SphereBenchError: the cached file is damaged, the cache cannot be written, or the corpus
+                cannot be read.
+        """
+        wanted = self.text.tokens
+        found = self._read(self._content) or self._compute(
+            self._content, self.text.read(self.loaded), wanted, "key statistics"
+        )
+        if found.tokens < wanted:
+            logger.warning(
+                "the corpus for key statistics ends after %d of %d tokens: name a larger "
+                "statistics.corpus",
+                found.tokens,
+                wanted,
+            )
+        return found.moments
+
+    def held_out_moments(self) -> dict[int, Tensor]:
+        """The same over text that is not read; empty where there is none, or none is wanted.
+
+        Raises:
+            SphereBenchError: as :meth:`second_moments`.
+        """
+        if not self.held_out:
+            return {}
+        content = {**self._content, "held_out": self.held_out}
+        found = self._read(content)
+        if found is None:
+            texts = self.text.held_out(self.loaded)
+            first = next(texts, None)
+            if first is None:
+                logger.warning(
+                    "no text is left to check a null space on: name a larger statistics.corpus"
+                )
+                return {}
+            texts = chain([first], texts)
+            found = self._compute(content, texts, self.held_out, "held-out key statistics")
+        return found.moments
+
+    @cached_property
+    def _content(self) -> Mapping[str, Any]:
+        loaded = self.loaded
+        return {
+            "model": model_fingerprint(loaded),
+            "dtype": str(self._precision or loaded.dtype),
+            "layers": module_names(loaded, self.layers),
+            **self.text.content(loaded),
+        }
+
+    def _file(self, content: Mapping[str, Any]) -> Path:
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return self.place / f"{key[:32]}.safetensors"
+
+    def _read(self, content: Mapping[str, Any]) -> SecondMoments | None:
+        file = self._file(content)
+        if not file.exists():
+            return None
         logger.info("key statistics from %s", file)
-        moments = _read(file, layers)
-        return {layer: moment.to(double_device(loaded)) for layer, moment in moments.items()}
-    moments, seen = second_moments(
-        loaded,
-        layers,
-        ordinary_texts(loaded, corpus),
-        tokens,
-        max_length=max_length,
-        tokens_per_batch=tokens_per_batch,
-        precision=precision,
-    )
-    _write(file, moments, {**content, "tokens_seen": seen})
-    return moments
+        try:
+            moments, tokens = read_own(file)
+            device = double_device(self.loaded)
+            return SecondMoments({each: moments[each].to(device) for each in self.layers}, tokens)
+        except (ValueError, KeyError) as error:
+            raise SphereBenchError(
+                f"cached key statistics are damaged: delete {file} and run again"
+            ) from error
+
+    def _compute(
+        self, content: Mapping[str, Any], texts: Iterable[str], tokens: int, name: str
+    ) -> SecondMoments:
+        found = second_moments(
+            self.loaded,
+            self.layers,
+            texts,
+            tokens,
+            max_length=self.text.max_length,
+            tokens_per_text=self.text.tokens_per_text,
+            tokens_per_batch=self._tokens_per_batch,
+            precision=self._precision,
+            name=name,
+        )
+        file = self._file(content)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_own(file, found, content)
+        except OSError as error:
+            raise SphereBenchError(
+                f"statistics.cache={file.parent}: cannot write there ({error.strerror or error}): "
+                "give a folder that can be written"
+            ) from error
+        return found
 
 
 def default_cache_dir() -> Path:
     """``statistics`` in $SPHERE_BENCH_CACHE, or in ~/.cache/sphere-bench if that is not set."""
     root = os.environ.get("SPHERE_BENCH_CACHE") or "~/.cache/sphere-bench"
     return Path(root).expanduser() / "statistics"
-
-
-def _module_name(loaded: LoadedModel, layer: int) -> str:
-    projection = loaded.layout.projection(layer)
-    names: dict[object, str] = {module: name for name, module in loaded.model.named_modules()}
-    return names[projection]
-
-
-def _write(file: Path, moments: dict[int, Tensor], content: dict[str, object]) -> None:
-    tensors = {f"layer.{layer}": moment.cpu() for layer, moment in moments.items()}
-    metadata = {"content": json.dumps(content), "checksum": tensors_fingerprint(tensors)}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(file) as temporary:
-            save_file(tensors, temporary, metadata)
-    except OSError as error:
-        raise SphereBenchError(
-            f"statistics.cache={file.parent}: cannot write there ({error.strerror or error}): "
-            "give a folder that can be written"
-        ) from error
-
-
-def _read(file: Path, layers: Sequence[int]) -> dict[int, Tensor]:
-    try:
-        with safe_open(file, framework="pt") as stored:
-            checksum = (stored.metadata() or {}).get("checksum")
-            tensors = {f"layer.{layer}": stored.get_tensor(f"layer.{layer}") for layer in layers}
-    except (SafetensorError, OSError) as error:
-        raise _damaged(file) from error
-    if tensors_fingerprint(tensors) != checksum:
-        raise _damaged(file)
-    return {layer: tensors[f"layer.{layer}"] for layer in layers}
-
-
-def _damaged(file: Path) -> SphereBenchError:
-    return SphereBenchError(f"cached key statistics are damaged: delete {file} and run again")

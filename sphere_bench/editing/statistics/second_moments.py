@@ -14,19 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sphere_bench.data.corpus import KEY, corpus_texts
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.hooks import capture
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
-from sphere_bench.models.sampling import self_written_texts
 from sphere_bench.models.tokens import token_windows
 
 logger = logging.getLogger(__name__)
 
-GENERATED = "generated"
-TOKENS_PER_DIMENSION = 10
 MAX_LENGTH = 512
 TOKENS_PER_BATCH = 2048
 # How many windows are sorted by length together, so that a batch needs little padding.
@@ -54,11 +50,13 @@ def second_moments(
     loaded: LoadedModel,
     layers: Sequence[int],
     texts: Iterable[str],
-    tokens: int | None = None,
+    tokens: int,
     *,
     max_length: int = MAX_LENGTH,
+    tokens_per_text: int | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     precision: torch.dtype | None = None,
+    name: str = "key statistics",
 ) -> SecondMoments:
     """C of several layers over the first ``tokens`` tokens of ``texts``, in one pass.
 
@@ -69,17 +67,17 @@ def second_moments(
         loaded: the unedited model.
         layers: decoder layers; the forward ends after the keys of the last one.
         texts: ordinary text; a long one is read in windows.
-        tokens: number of tokens; ``None`` is ten for every dimension of a key.
-        max_length: see :func:`token_windows`.
+        tokens: number of tokens; fewer where the texts end.
+        max_length, tokens_per_text: see :func:`token_windows`.
         tokens_per_batch: padded tokens in one forward.
         precision: dtype of the forward; ``None`` is the model's own. Sums are in float32 or better.
+        name: what these moments are, for the log.
 
     Raises:
         SphereBenchError: the texts have no token, or keys are not finite.
     """
     loaded = with_layers_in(loaded, range(max(layers) + 1), precision or loaded.dtype)
-    wanted = token_count(loaded, layers, tokens)
-    windows = token_windows(loaded, texts, wanted, max_length)
+    windows = token_windows(loaded, texts, tokens, max_length, tokens_per_text)
     waiting: list[list[int]] = []
     sums = _KeySums(loaded, layers)
 
@@ -97,32 +95,20 @@ def second_moments(
             progress.update(added)
 
     started = perf_counter()
-    with tqdm(total=wanted, desc="key statistics", unit="token", disable=None) as progress:
+    with tqdm(total=tokens, desc=name, unit="token", disable=None) as progress:
         backing_off(add_all, tokens_per_batch)
     seconds = perf_counter() - started
     if not sums.tokens:
         raise SphereBenchError("no text for key statistics: name another statistics.corpus")
-    if sums.tokens < wanted:
-        logger.warning(
-            "the corpus for key statistics ends after %d of %d tokens", sums.tokens, wanted
-        )
     logger.info(
-        "key statistics of layers %s: %d tokens in %.1f s, %.0f tokens/s",
+        "%s of layers %s: %d tokens in %.1f s, %.0f tokens/s",
+        name,
         list(layers),
         sums.tokens,
         seconds,
         sums.tokens / seconds,
     )
     return SecondMoments(sums.means(), sums.tokens)
-
-
-def ordinary_texts(loaded: LoadedModel, corpus: str, key: str = KEY) -> Iterable[str]:
-    """The texts of a corpus; ``generated`` is text that the unedited model writes itself.
-
-    Args:
-        key: of the configuration, for messages; see :func:`corpus_texts`.
-    """
-    return self_written_texts(loaded) if corpus == GENERATED else corpus_texts(corpus, key)
 
 
 class _KeySums:
@@ -134,7 +120,7 @@ class _KeySums:
         self._projections = {layer: loaded.layout.projection(layer) for layer in layers}
         self._sums = {
             layer: torch.zeros(width, width, dtype=torch.float64, device=double_device(loaded))
-            for layer, width in _key_widths(loaded, layers).items()
+            for layer, width in key_widths(loaded, layers).items()
         }
         # In blocks of rows; each block begins at the column of its first diagonal entry.
         self._single = {
@@ -142,7 +128,7 @@ class _KeySums:
                 torch.zeros(min(_ROWS_OF_SUMS, width - start), width - start, device=loaded.device)
                 for start in range(0, width, _ROWS_OF_SUMS)
             ]
-            for layer, width in _key_widths(loaded, layers).items()
+            for layer, width in key_widths(loaded, layers).items()
         }
         self._single_tokens = 0
         self._half_added = False
@@ -211,14 +197,23 @@ class _KeySums:
         self._single_tokens = 0
 
 
-def token_count(loaded: LoadedModel, layers: Sequence[int], tokens: int | None) -> int:
-    """Number of tokens to read; ``None`` is ten for every dimension of a key."""
-    widest = max(_key_widths(loaded, layers).values())
-    return TOKENS_PER_DIMENSION * widest if tokens is None else tokens
+def token_count(
+    loaded: LoadedModel, layers: Sequence[int], tokens: int | None, tokens_per_dimension: int
+) -> int:
+    """``tokens``, or where they are ``None``, so many for every dimension of the widest key."""
+    widest = max(key_widths(loaded, layers).values())
+    return tokens_per_dimension * widest if tokens is None else tokens
 
 
-def _key_widths(loaded: LoadedModel, layers: Sequence[int]) -> dict[int, int]:
+def key_widths(loaded: LoadedModel, layers: Sequence[int]) -> dict[int, int]:
+    """d_in of every layer's edited projection."""
     return {layer: loaded.layout.weight(layer).shape[1] for layer in layers}
+
+
+def module_names(loaded: LoadedModel, layers: Sequence[int]) -> dict[int, str]:
+    """The name in the model of every layer's edited projection."""
+    names = {module: name for name, module in loaded.model.named_modules()}
+    return {layer: names[loaded.layout.projection(layer)] for layer in layers}
 
 
 def double_device(loaded: LoadedModel) -> torch.device:
