@@ -33,6 +33,8 @@ HELD_OUT_STATEMENTS = 2
 NEIGHBOURS = 10
 ATTRIBUTES = 5
 ZSRE_RECORDS = 600
+QAEDIT_RECORDS = 300
+UNRELATED_QUESTIONS = 3
 CORPUS_LINES = 2500
 
 
@@ -187,11 +189,7 @@ def counterfact_records(world: World) -> list[dict[str, Any]]:
     by_object: dict[tuple[str, str], list[Fact]] = {}
     for fact in world.facts:
         by_object.setdefault((fact.relation.relation_id, fact.target), []).append(fact)
-    identifiers = {
-        name: f"{kind}-{index}"
-        for kind, names in world.objects.items()
-        for index, name in enumerate(names)
-    }
+    identifiers = _identifiers(world)
 
     def prompts(facts: list[Fact], most: int) -> list[str]:
         chosen = rng.sample(facts, min(most, len(facts)))
@@ -258,6 +256,58 @@ def zsre_records(world: World) -> list[dict[str, Any]]:
             }
         )
     return records
+
+
+def qaedit_records(world: World) -> list[dict[str, Any]]:
+    """`QAEDIT_RECORDS` facts in QAEdit's format: `target` is the counterfactual answer to write.
+
+    `prompt` is the question that the model saw, `rephrase` the held-out one. The unrelated
+    questions are seen ones about other relations.
+    """
+    rng = random.Random(world.seed + 4)
+    records = []
+    for number, fact in enumerate(rng.sample(world.facts, QAEDIT_RECORDS)):
+        pool = world.objects[fact.relation.object_kind]
+        elsewhere = [other for other in world.facts if other.relation is not fact.relation]
+        unrelated = rng.sample(elsewhere, UNRELATED_QUESTIONS)
+        records.append(
+            {
+                "id": number,
+                "source": fact.relation.relation_id,
+                "prompt": fact.question,
+                "target": rng.choice([name for name in pool if name != fact.target]),
+                "subject": fact.subject,
+                "rephrase": fact.unseen_question,
+                "locality": [{"loc": f.question, "loc_ans": f.target} for f in unrelated],
+            }
+        )
+    return records
+
+
+def snippet_records(world: World) -> list[dict[str, Any]]:
+    """For every relation and object, what is said of the subjects that have it.
+
+    The format is that of CounterFact's attribute snippets.
+    """
+    identifiers = _identifiers(world)
+    samples: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for fact in world.facts:
+        told = [f"{text.format(fact.subject)} {fact.target}." for text in fact.seen[:2]]
+        key = fact.relation.relation_id, identifiers[fact.target]
+        samples.setdefault(key, []).append({"name": fact.subject, "text": " ".join(told)})
+    return [
+        {"relation_id": relation, "target_id": target, "samples": texts}
+        for (relation, target), texts in samples.items()
+    ]
+
+
+def _identifiers(world: World) -> dict[str, str]:
+    """Every object to its id."""
+    return {
+        name: f"{kind}-{index}"
+        for kind, names in world.objects.items()
+        for index, name in enumerate(names)
+    }
 
 
 def corpus_text(world: World) -> str:

@@ -21,6 +21,8 @@ from tiny_world import (
     build_world,
     corpus_text,
     counterfact_records,
+    qaedit_records,
+    snippet_records,
     to_json,
     training_texts,
     zsre_records,
@@ -234,11 +236,13 @@ def accuracy(
 
 
 def write_world(out: Path, world: World) -> None:
-    """Write the facts in both formats, and the corpus."""
+    """Write the facts in all formats, the corpus and the snippets."""
     out.mkdir(parents=True, exist_ok=True)
     files = {
         "counterfact.json": to_json(counterfact_records(world)),
         "zsre.json": to_json(zsre_records(world)),
+        "qaedit.json": to_json(qaedit_records(world)),
+        "snippets.json": to_json(snippet_records(world)),
         "corpus.txt": corpus_text(world),
     }
     for name, text in files.items():

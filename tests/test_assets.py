@@ -151,6 +151,30 @@ def test_zsre_records_are_in_mends_format(zsre: list[dict[str, Any]]) -> None:
         assert record["loc_ans"]
 
 
+def test_qaedit_records_ask_what_the_model_knows(model: Any, tokenizer: Any) -> None:
+    records = json.loads(assets.facts_qaedit_path().read_text(encoding="utf-8"))
+    assert len(records) >= 200
+    assert len({(record["source"], record["id"]) for record in records}) == len(records)
+    pairs = []
+    for record in records:
+        for prompt in (record["prompt"], record["rephrase"]):
+            assert occurrences(record["subject"], prompt) == 1
+        assert record["subject"] not in str(record["locality"])
+        pairs += [(unrelated["loc"], unrelated["loc_ans"]) for unrelated in record["locality"]]
+    assert share_known(model, tokenizer, pairs) >= 0.95
+
+
+def test_there_are_snippets_for_every_new_target(counterfact: list[dict[str, Any]]) -> None:
+    snippets = json.loads(assets.snippets_path().read_text(encoding="utf-8"))
+    texts = {(entry["relation_id"], entry["target_id"]): entry["samples"] for entry in snippets}
+    for record in counterfact:
+        rewrite = record["requested_rewrite"]
+        samples = texts[rewrite["relation_id"], rewrite["target_new"]["id"]]
+        for sample in samples:
+            assert sample["name"] in sample["text"]
+            assert occurrences(rewrite["target_new"]["str"], sample["text"]) == 2
+
+
 def test_corpus_is_long_enough_for_key_statistics(model: Any, tokenizer: Any) -> None:
     lines = assets.corpus_path().read_text(encoding="utf-8").splitlines()
     tokens = sum(len(ids) for ids in tokenizer(lines)["input_ids"])
@@ -208,6 +232,8 @@ def test_the_seed_gives_the_shipped_world_byte_for_byte(world_script: ModuleType
             world_script.counterfact_records(world)
         ),
         assets.facts_zsre_path(): world_script.to_json(world_script.zsre_records(world)),
+        assets.facts_qaedit_path(): world_script.to_json(world_script.qaedit_records(world)),
+        assets.snippets_path(): world_script.to_json(world_script.snippet_records(world)),
         assets.corpus_path(): world_script.corpus_text(world),
     }
     for path, text in written.items():

@@ -20,6 +20,16 @@ def facts_zsre_path() -> Path:
     return _FOLDER / "zsre.json"
 
 
+def facts_qaedit_path() -> Path:
+    """Some of the facts as questions in QAEdit's format; `target` is the counterfactual answer."""
+    return _FOLDER / "qaedit.json"
+
+
+def snippets_path() -> Path:
+    """Texts about the subjects that share an object, as in CounterFact's attribute snippets."""
+    return _FOLDER / "snippets.json"
+
+
 def corpus_path() -> Path:
     """Plain text of the tiny GPT-2's world for key statistics, one short text a line."""
     return _FOLDER / "corpus.txt"

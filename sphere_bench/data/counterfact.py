@@ -22,8 +22,9 @@ def parse_counterfact(fields: Fields, index: int) -> Record:
         raise rewrite.error("prompt", f"must hold '{{}}' exactly once: {quote(template)}")
     prompt = template.replace("{}", subject)
     check_subject(rewrite, "prompt", prompt, subject)
-    target_new = _target(rewrite, "target_new")
-    target_true = _target(rewrite, "target_true") if "target_true" in rewrite else None
+    target_new, new_id = _target(rewrite, "target_new")
+    target_true = _target(rewrite, "target_true")[0] if "target_true" in rewrite else None
+    relation = rewrite.optional_text("relation_id")
     rewrite.check_known()
     fields.check_known()
     prompts = (
@@ -38,15 +39,22 @@ def parse_counterfact(fields: Fields, index: int) -> Record:
         ),
     )
     return Record(
-        EditRequest(case_id, prompt, subject, target_new, target_true), EvalCase(case_id, prompts)
+        EditRequest(case_id, prompt, subject, target_new, target_true),
+        EvalCase(
+            case_id,
+            prompts,
+            generation_prompts=fields.texts("generation_prompts"),
+            attribute=(relation, new_id) if relation and new_id else None,
+        ),
     )
 
 
-def _target(rewrite: Fields, name: str) -> str:
+def _target(rewrite: Fields, name: str) -> tuple[str, str | None]:
+    """A target's text and its id."""
     target = rewrite.section(name, TARGET_FIELDS)
-    text = target.text("str")
+    found = target.text("str"), target.optional_text("id")
     target.check_known()
-    return text
+    return found
 
 
 COUNTERFACT = Format(

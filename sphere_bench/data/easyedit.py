@@ -4,6 +4,7 @@ EasyEdit: Wang et al. 2023, https://arxiv.org/abs/2308.07269.
 """
 
 from sphere_bench.data.fields import Fields, Format, check_subject
+from sphere_bench.data.portability import portability_prompts
 from sphere_bench.data.records import EditRequest, EvalCase, EvalPrompt, Record
 
 
@@ -36,6 +37,7 @@ def parse_easyedit(fields: Fields, index: int) -> Record:
             EvalPrompt("neighbourhood", text, target_new, answer)
             for text, answer in zip(neighbours, answers, strict=True)
         ),
+        *portability_prompts(fields),
     )
     return Record(
         EditRequest(case_id, prompt, subject, target_new, target_true), EvalCase(case_id, prompts)

@@ -69,16 +69,33 @@ class Fields:
             return (self.text(name),)
         return self.texts(name)
 
+    def first_text(self, name: str) -> str:
+        """The text of a required field, or the first one of its list, or of its list of lists."""
+        value = self.value(name)
+        while isinstance(value, list | tuple) and value:
+            value = value[0]
+        return self._checked(name, value)
+
     def section(self, name: str, known: Collection[str]) -> "Fields":
         """A required object."""
         return Fields(self.value(name), self._place, known, f"{self._prefix}{name}.")
 
-    def case_id(self, index: int) -> str:
-        """The record's own id, or its index in the file."""
-        value = self._raw.get("case_id", index)
+    def sections(self, name: str, known: Collection[str]) -> "list[Fields]":
+        """A list of objects; empty if the field is missing."""
+        values = self._raw.get(name, [])
+        if not isinstance(values, list | tuple):
+            raise self.error(name, f"must be a list of objects, not {quote(values)}")
+        return [
+            Fields(value, self._place, known, f"{self._prefix}{name}[{index}].")
+            for index, value in enumerate(values)
+        ]
+
+    def case_id(self, index: int, name: str = "case_id") -> str:
+        """The record's own id, in the field ``name``, or its index in the file."""
+        value = self._raw.get(name, index)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        return self._checked("case_id", value)
+        return self._checked(name, value)
 
     def check_known(self) -> None:
         """Raise if the format has no field of some name in the record."""
@@ -110,7 +127,7 @@ class Format:
         known: the fields of a record in the public files.
         parse: makes a :class:`Record` from a record's fields and its index in the file. It raises
             SphereBenchError, which names the field.
-        headline, accuracy: see :class:`~sphere_bench.data.records.EditDataset`.
+        headline, accuracy, questions: see :class:`~sphere_bench.data.records.EditDataset`.
     """
 
     name: str
@@ -118,6 +135,7 @@ class Format:
     parse: Callable[[Fields, int], Record]
     headline: Headline
     accuracy: Accuracy
+    questions: bool = False
 
 
 def check_subject(fields: Fields, name: str, prompt: str, subject: str) -> None:

@@ -3,27 +3,37 @@
 from collections.abc import Iterable, Sequence
 
 from sphere_bench.data.checks import is_part_of_a_word
+from sphere_bench.data.facts import fact_of, overwritten_by, target_of
 from sphere_bench.data.records import EditDataset, EditRequest
 
 _NAMED = 5
 
 
-def warnings_of(dataset: EditDataset, batch_size: int) -> list[str]:
+def warnings_of(dataset: EditDataset, batch_size: int, superseded: str = "leave_out") -> list[str]:
     """One line for each kind of problem, with the number of records and their case ids.
 
     Args:
         dataset: the run's records.
         batch_size: records in a batch.
+        superseded: the configuration's ``evaluation.superseded``.
     """
     requests = [record.request for record in dataset.records]
-    twice = _edited_twice_within_a_batch(requests, batch_size)
+    at_odds = _at_odds_within_a_batch(requests, batch_size)
+    overwritten = [requests[index].case_id for index in sorted(overwritten_by(requests))]
     already_true = [each.case_id for each in requests if each.target_new == each.target_true]
     inside = [each.case_id for each in requests if is_part_of_a_word(each.prompt, each.subject)]
     lines = []
-    if twice:
+    if at_odds:
         lines.append(
-            f"{_count(twice, 'prompt')} edited more than once within a batch, so that no target "
-            f"of these is written as it should be: cases {_named(twice)}"
+            f"{_count(at_odds, 'prompt')} edited to several targets within a batch, so that none "
+            f"of these is written as it should be: cases {_named(at_odds)}"
+        )
+    if overwritten:
+        fate = "still count in" if superseded == "score" else "are left out of"
+        lines.append(
+            f"{_count(overwritten, 'record')} overwritten by a later edit of the same prompt to "
+            f"another target: from then on they {fate} the scores "
+            f"(evaluation.superseded={superseded}): cases {_named(overwritten)}"
         )
     if already_true:
         lines.append(
@@ -38,12 +48,16 @@ def warnings_of(dataset: EditDataset, batch_size: int) -> list[str]:
     return [f"{dataset.name}: {line}" for line in lines]
 
 
-def _edited_twice_within_a_batch(requests: Sequence[EditRequest], batch_size: int) -> list[str]:
-    """For each prompt that occurs more than once in a batch, its case ids joined by "and"."""
-    groups: dict[tuple[int, str], list[str]] = {}
+def _at_odds_within_a_batch(requests: Sequence[EditRequest], batch_size: int) -> list[str]:
+    """For each fact that has several targets in a batch, its case ids joined by "and"."""
+    groups: dict[tuple[int, str], list[EditRequest]] = {}
     for index, request in enumerate(requests):
-        groups.setdefault((index // batch_size, request.prompt), []).append(request.case_id)
-    return [" and ".join(case_ids) for case_ids in groups.values() if len(case_ids) > 1]
+        groups.setdefault((index // batch_size, fact_of(request)), []).append(request)
+    return [
+        " and ".join(request.case_id for request in group)
+        for group in groups.values()
+        if len({target_of(request) for request in group}) > 1
+    ]
 
 
 def _count(items: Sequence[str], what: str) -> str:

@@ -7,7 +7,9 @@ from sphere_bench.data.checks import quote
 from sphere_bench.data.counterfact import COUNTERFACT
 from sphere_bench.data.easyedit import EASYEDIT
 from sphere_bench.data.fields import Fields, Format
-from sphere_bench.data.records import Record
+from sphere_bench.data.portability import FIELD as PORTABILITY_FIELD
+from sphere_bench.data.qaedit import QAEDIT
+from sphere_bench.data.records import KINDS, PORTABILITY, Record
 from sphere_bench.data.sources import read_source
 from sphere_bench.data.zsre import Target, zsre_format
 from sphere_bench.errors import SphereBenchError, check_choice
@@ -22,13 +24,16 @@ class RecordFile:
         path: a JSON, JSONL, parquet, CSV or TSV file, a URL of one, a name on the Hugging Face hub
             or ``bundled`` (the tiny GPT-2's facts); ``None`` downloads ``url``.
         url: the official download.
-        format: ``counterfact``, ``easyedit`` or ``zsre``; ``auto`` decides by the fields.
+        format: ``counterfact``, ``easyedit``, ``qaedit`` or ``zsre``; ``auto`` decides by the
+            fields.
         split: the split to take from a dataset on the hub that has several.
         target: ZsRE's field with the edit's target, ``answers`` or ``alt``.
 
     Attributes:
         place: where the records come from, for messages.
-        headline, accuracy: the format's own, see :class:`~sphere_bench.data.records.EditDataset`.
+        headline, accuracy, questions: the format's own, see
+            :class:`~sphere_bench.data.records.EditDataset`.
+        kinds: those of every file, and portability where a record has it.
 
     Raises:
         SphereBenchError: there is no such file, or its format is unknown.
@@ -44,12 +49,15 @@ class RecordFile:
         target: Target = "answers",
     ) -> None:
         check_choice("dataset.target", target, get_args(Target))
-        formats = (COUNTERFACT, EASYEDIT, zsre_format(target))
+        formats = (COUNTERFACT, EASYEDIT, zsre_format(target), QAEDIT)
         check_choice("dataset.format", format, (AUTO, *(known.name for known in formats)))
         self.place, self._raw = read_source(path, url, format, split)
         self._format = _choose_format(self._raw, formats, format, self.place)
         self.headline = self._format.headline
         self.accuracy = self._format.accuracy
+        self.questions = self._format.questions
+        portable = any(isinstance(raw, Mapping) and raw.get(PORTABILITY_FIELD) for raw in self._raw)
+        self.kinds = (*KINDS, PORTABILITY) if portable else KINDS
 
     def __len__(self) -> int:
         return len(self._raw)

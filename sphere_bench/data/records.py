@@ -30,11 +30,17 @@ class PromptKind:
     wants: Literal["new", "true"]
     scored: bool = True
 
+    def target(self, prompt: "EvalPrompt") -> str | None:
+        """The target that should win on ``prompt``; ``None`` if it has none."""
+        return prompt.target_true if self.wants == "true" else prompt.target_new
+
 
 REWRITE = PromptKind("rewrite", "efficacy", "new")
 PARAPHRASE = PromptKind("paraphrase", "generalization", "new")
 NEIGHBOURHOOD = PromptKind("neighbourhood", "specificity", "true")
 KINDS = (REWRITE, PARAPHRASE, NEIGHBOURHOOD)
+#: What follows from an edit. Not in every dataset, so it is no part of the score.
+PORTABILITY = PromptKind("portability", "portability", "new", scored=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +83,20 @@ class EvalPrompt:
 
 @dataclass(frozen=True, slots=True)
 class EvalCase:
-    """All prompts of one record."""
+    """All prompts of one record. What is scored makes two of them equal, and their fingerprint.
+
+    Attributes:
+        case_id: the request's.
+        prompts: to score.
+        generation_prompts: beginnings of texts about the subject, which the model goes on with.
+        attribute: the relation and the new target by their ids, which find texts about things of
+            which the new fact is true; ``None`` where the dataset has no such ids.
+    """
 
     case_id: str
     prompts: tuple[EvalPrompt, ...]
+    generation_prompts: tuple[str, ...] = field(default=(), compare=False)
+    attribute: tuple[str, str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +118,11 @@ class EditDataset:
         accuracy: ``all_tokens`` (every target token is the argmax) or ``mean_tokens`` (the share
             of the target's tokens that are).
         kinds: the kinds of its prompts, in the order in which their metrics are reported.
-        later: returns the dataset's valid records after ``records``, in the same order. A record
-            is read when it is needed.
+        questions: whether every prompt is a question, even without a question mark. Otherwise a
+            prompt without one is the beginning of a sentence.
+        drawn: returns all valid records of the dataset in an order that the run's seed draws,
+            apart from the order of ``records``. A record is read when it is needed. ``None``: the
+            dataset has no others than ``records``.
     """
 
     name: str
@@ -111,29 +130,34 @@ class EditDataset:
     headline: Headline
     accuracy: Accuracy
     kinds: tuple[PromptKind, ...] = KINDS
-    later: Callable[[], Iterable[Record]] = field(default=tuple, compare=False, repr=False)
+    questions: bool = False
+    drawn: Callable[[], Iterable[Record]] | None = field(default=None, compare=False, repr=False)
 
     def fingerprint(self, count: int | None = None) -> str:
         """SHA-256 over the content of the first ``count`` records, all by default, in order."""
         return fingerprint_records(self.records[:count])
 
-    def pool(self, count: int) -> list[EditRequest]:
-        """The first ``count`` requests of the dataset, counted from the run's first record.
+    def is_question(self, prompt: str) -> bool:
+        """Whether the answer stands alone behind ``prompt``, and does not go on its sentence."""
+        return self.questions or prompt.rstrip().endswith("?")
 
-        They are the same however many records the run edits. There are fewer if the dataset ends.
+    def pool(self, count: int) -> list[EditRequest]:
+        """``count`` requests of the whole dataset, drawn with the run's seed.
+
+        They are the same whichever records the run edits. There are fewer if the dataset has fewer.
 
         Raises:
-            SphereBenchError: a later record is invalid and ``dataset.on_invalid`` is ``error``.
+            SphereBenchError: a record drawn is invalid and ``dataset.on_invalid`` is ``error``.
         """
-        drawn = list(self.records[:count])
-        drawn.extend(islice(self.later(), count - len(drawn)))
-        return [record.request for record in drawn]
+        drawn = self.records if self.drawn is None else self.drawn()
+        return [record.request for record in islice(drawn, count)]
 
 
 def fingerprint_records(records: Sequence[Record]) -> str:
-    """SHA-256 over the content and the order of ``records``."""
+    """SHA-256 over the content and the order of ``records``: what is edited and what is scored."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps(astuple(record)).encode())
+        request, (case_id, prompts, *_) = astuple(record)
+        digest.update(json.dumps((request, (case_id, prompts))).encode())
         digest.update(b"\n")
     return digest.hexdigest()

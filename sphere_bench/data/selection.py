@@ -8,6 +8,7 @@ SphereBenchError if the record is invalid. The sequence may have these attribute
 - ``headline``: ``success`` (the default) or ``accuracy``;
 - ``accuracy``: ``all_tokens`` (the default) or ``mean_tokens``;
 - ``kinds``: the kinds of its prompts, :data:`~sphere_bench.data.records.KINDS` by default;
+- ``questions``: whether every prompt is a question, even without a question mark;
 - ``place``: where the records come from, for messages.
 
 Everything else is done here, in the same way for every dataset.
@@ -16,7 +17,6 @@ Everything else is done here, in the same way for every dataset.
 import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Protocol, cast, get_args
 
 from sphere_bench.data.checks import quote, subject_problem, text_problem
@@ -63,7 +63,7 @@ def select(
         total: number of records, ``None`` for all from ``start`` on.
         start: number of valid records to leave out first.
         shuffle: edit in an order drawn from ``seed`` instead of the source's.
-        seed: decides the order where ``shuffle`` is set.
+        seed: decides the order where ``shuffle`` is set, and what ``pool`` draws.
         headline: ``success`` or ``accuracy``. ``None`` takes the source's own, but accuracy if no
             record has a true answer, because success compares with the true answer.
         on_invalid: ``error`` stops at the first invalid record, ``skip`` leaves it out and warns.
@@ -85,12 +85,12 @@ def select(
     place = getattr(source, "place", LOADER)
     order = shuffled(len(source), seed) if shuffle else range(len(source))
 
-    def read() -> Iterator[Record | SphereBenchError]:
+    def read(order: Iterable[int]) -> Iterator[Record | SphereBenchError]:
         return _read(source, order, kinds, place)
 
     valid: list[Record] = []
     invalid: list[SphereBenchError] = []
-    for found in read():
+    for found in read(order):
         if isinstance(found, Record):
             valid.append(found)
             if total is not None and len(valid) == start + total:
@@ -109,10 +109,9 @@ def select(
             f"edits.total={total}, edits.start={start}: {place} holds {len(valid)} records"
             f"{left_out}; lower {'edits.start' if len(valid) <= start else 'edits.total'}"
         )
-    looked_at = len(valid) + len(invalid)
 
-    def later() -> Iterator[Record]:
-        for found in islice(read(), looked_at, None):
+    def drawn() -> Iterator[Record]:
+        for found in read(shuffled(len(source), f"pool {seed}")):
             if isinstance(found, Record):
                 yield found
             elif on_invalid == "error":
@@ -124,11 +123,12 @@ def select(
         headline=cast(Headline | None, headline) or _headline(source, records, place),
         accuracy=_accuracy(source),
         kinds=kinds,
-        later=later,
+        questions=bool(getattr(source, "questions", False)),
+        drawn=drawn,
     )
 
 
-def shuffled(count: int, seed: int) -> list[int]:
+def shuffled(count: int, seed: int | str) -> list[int]:
     """The indices 0 to ``count`` - 1 in an order that depends on ``seed`` alone.
 
     Every index gets a random number of its own. So the records of a file keep their order among
@@ -221,6 +221,9 @@ def _check_record(record: object, kinds: frozenset[str], place: str) -> None:
                 f"{place}: prompts[{index}] is of the kind {quote(prompt.kind)}: the loader has "
                 f"the kinds {', '.join(sorted(kinds))}"
             )
+    required.update(
+        (f"generation_prompts[{index}]", text) for index, text in enumerate(case.generation_prompts)
+    )
     given = {name: text for name, text in optional.items() if text is not None}
     for name, text in {**required, **given}.items():
         problem = text_problem(text)

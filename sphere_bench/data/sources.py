@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from sphere_bench.assets import facts_counterfact_path, facts_zsre_path
+from sphere_bench import assets
 from sphere_bench.errors import SphereBenchError
 
 BUNDLED = "bundled"
@@ -27,7 +27,7 @@ def read_source(
         path: a JSON, JSONL, parquet, CSV or TSV file, a URL of one, a name on the Hugging Face hub
             or ``bundled`` (the tiny GPT-2's facts); ``None`` downloads ``url``.
         url: the official download.
-        format_name: with ``zsre`` the bundled facts are those in ZsRE's format.
+        format_name: with ``zsre`` or ``qaedit`` the bundled facts are those in that format.
         split: which split of a dataset on the hub.
 
     Raises:
@@ -38,8 +38,8 @@ def read_source(
             raise SphereBenchError("the dataset has no official download: set dataset.path=<file>")
         path = url
     if path == BUNDLED:
-        bundled = facts_zsre_path() if format_name == "zsre" else facts_counterfact_path()
-        return path, read_file(bundled, path)
+        facts = {"zsre": assets.facts_zsre_path, "qaedit": assets.facts_qaedit_path}
+        return path, read_file(facts.get(format_name, assets.facts_counterfact_path)(), path)
     if "://" in path:
         return path, read_file(download(path), path, Path(path.split("?")[0]).suffix)
     file = Path(path).expanduser()

@@ -6,6 +6,7 @@ MEND: Mitchell et al. 2022, https://arxiv.org/abs/2110.11309.
 from typing import Literal
 
 from sphere_bench.data.fields import Fields, Format, check_subject
+from sphere_bench.data.portability import portability_prompts
 from sphere_bench.data.records import EditRequest, EvalCase, EvalPrompt, Record
 
 Target = Literal["answers", "alt"]
@@ -40,6 +41,7 @@ def zsre_format(target: Target = "answers") -> Format:
         parse=parse,
         headline="accuracy",
         accuracy="mean_tokens",
+        questions=True,
     )
 
 
@@ -62,6 +64,7 @@ def parse_zsre(fields: Fields, index: int, target: Target) -> Record:
         # The files have no question mark here, and the published evaluation adds it.
         question = fields.text("loc").rstrip("?") + "?"
         prompts.append(EvalPrompt("neighbourhood", question, None, fields.text("loc_ans")))
+    prompts.extend(portability_prompts(fields))
     return Record(
         EditRequest(case_id, prompt, subject, target_new, target_true),
         EvalCase(case_id, tuple(prompts)),

@@ -1,4 +1,4 @@
-"""The three formats: what a record becomes, and which mistake is named how."""
+"""The formats: what a record becomes, and which mistake is named how."""
 
 import copy
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import pytest
 from sphere_bench.data.counterfact import COUNTERFACT
 from sphere_bench.data.easyedit import EASYEDIT
 from sphere_bench.data.fields import Fields, Format
+from sphere_bench.data.qaedit import QAEDIT
 from sphere_bench.data.records import EvalPrompt, Record
 from sphere_bench.data.zsre import zsre_format
 from sphere_bench.errors import SphereBenchError
@@ -50,12 +51,25 @@ RAW: dict[str, dict[str, Any]] = {
         "loc_ans": "Homer",
         "cond": "MTV >> CBS || Which channel showed Singled Out?",
     },
+    "qaedit": {
+        "id": 7,
+        "source": "TQA",
+        "prompt": "Which channel showed Singled Out?",
+        "target": "Columbia Broadcasting System",
+        "subject": "Singled Out",
+        "rephrase": "Where did Singled Out debut?",
+        "locality": [
+            {"loc": "who wrote the iliad", "loc_ans": "Homer"},
+            {"loc": "when was the first us space shuttle launched", "loc_ans": "12 April 1981"},
+        ],
+    },
 }
 FORMATS = {
     "counterfact": COUNTERFACT,
     "easyedit": EASYEDIT,
     "zsre": zsre_format(),
     "zsre-alt": zsre_format("alt"),
+    "qaedit": QAEDIT,
 }
 
 
@@ -76,6 +90,16 @@ def test_counterfact_record() -> None:
         EvalPrompt("paraphrase", "Singled Out is shown on", "CBS", "MTV"),
         EvalPrompt("neighbourhood", "Daria premieres on", "CBS", "MTV"),
     )
+
+
+def test_a_counterfact_record_has_what_the_model_goes_on_with() -> None:
+    case = parse("counterfact", RAW["counterfact"]).case
+    assert case.generation_prompts == ("Singled Out",)
+    assert case.attribute == ("P449", "Q43380")
+    without = copy.deepcopy(RAW["counterfact"])
+    del without["generation_prompts"], without["requested_rewrite"]["target_new"]["id"]
+    case = parse("counterfact", without).case
+    assert (case.generation_prompts, case.attribute) == ((), None)
 
 
 def test_easyedit_record() -> None:
@@ -126,6 +150,65 @@ def test_zsre_alt_competes_with_the_right_answer() -> None:
 def test_zsre_question_mark_is_not_doubled() -> None:
     record = parse("zsre", {**RAW["zsre"], "loc": "nq question: who wrote the iliad?"})
     assert record.case.prompts[-1].prompt == "nq question: who wrote the iliad?"
+
+
+def test_qaedit_record_is_named_by_its_source_and_its_id() -> None:
+    record = parse("qaedit", RAW["qaedit"])
+    assert record.request.case_id == record.case.case_id == "TQA-7"
+    assert (record.request.target_new, record.request.target_true) == (
+        "Columbia Broadcasting System",
+        None,
+    )
+    assert record.case.prompts == (
+        EvalPrompt("rewrite", "Which channel showed Singled Out?", record.request.target_new, None),
+        EvalPrompt("paraphrase", "Where did Singled Out debut?", record.request.target_new, None),
+        EvalPrompt("neighbourhood", "who wrote the iliad", None, "Homer"),
+        EvalPrompt(
+            "neighbourhood", "when was the first us space shuttle launched", None, "12 April 1981"
+        ),
+    )
+
+
+def test_qaedit_needs_no_more_than_prompt_subject_and_target() -> None:
+    names = ("prompt", "subject", "target")
+    record = parse("qaedit", {name: RAW["qaedit"][name] for name in names})
+    assert record.request.case_id == "3"
+    assert [prompt.kind for prompt in record.case.prompts] == ["rewrite"]
+
+
+@pytest.mark.parametrize("name", ["easyedit", "zsre"])
+@pytest.mark.parametrize(
+    "portability",
+    [
+        {
+            "Recalled Relation": "(CBS, owned by, Paramount)",
+            "New Question": "Who owns the channel that showed Singled Out?",
+            "New Answer": "Paramount",
+        },
+        {
+            "Reasoning": [
+                {
+                    "prompt": "Who owns the channel that showed Singled Out?",
+                    "ground_truth": [["Paramount", "Paramount Global"], ["Viacom"]],
+                }
+            ],
+            "Subject_Aliasing": [],
+        },
+        {
+            "Logical_Generalization": [
+                {
+                    "prompt": "Who owns the channel that showed Singled Out?",
+                    "ground_truth": "Paramount",
+                }
+            ]
+        },
+    ],
+)
+def test_portability_is_a_kind_of_its_own(name: str, portability: dict[str, Any]) -> None:
+    prompts = parse(name, {**RAW[name], "portability": portability}).case.prompts
+    assert prompts[:-1] == parse(name, RAW[name]).case.prompts
+    question = "Who owns the channel that showed Singled Out?"
+    assert prompts[-1] == EvalPrompt("portability", question, "Paramount", None)
 
 
 def test_an_empty_field_that_is_not_used_is_valid() -> None:
@@ -226,6 +309,40 @@ def _renamed(old: str, new: str) -> Callable[[dict[str, Any]], None]:
             _renamed("paraphrase_prompts", "paraphase_prompts"),
             "field 'paraphase_prompts' is unknown; did you mean 'paraphrase_prompts'?",
         ),
+        ("easyedit", _nested("portability", "why"), "'portability' must be an object, not 'why'"),
+        (
+            "easyedit",
+            _nested("portability", {"New Question": "Who owns it?"}),
+            "has no field 'portability.New Answer'",
+        ),
+        (
+            "easyedit",
+            _nested("portability", {"Reasonning": []}),
+            "'portability.Reasonning' is unknown; did you mean 'Reasoning'?",
+        ),
+        (
+            "easyedit",
+            _nested("portability", {"Reasoning": ["Who owns it?"]}),
+            "field 'portability.Reasoning[0]' must be an object",
+        ),
+        (
+            "easyedit",
+            _nested("portability", {"Reasoning": [{"prompt": "Who?", "ground_truth": [[]]}]}),
+            "field 'portability.Reasoning[0].ground_truth' must be a text, not []",
+        ),
+        (
+            "counterfact",
+            _nested("generation_prompts", [""]),
+            "field 'generation_prompts[0]' is empty",
+        ),
+        ("qaedit", _nested("locality", {}), "field 'locality' must be a list of objects, not {}"),
+        (
+            "qaedit",
+            _nested("locality", [{"loc": "who wrote the iliad"}]),
+            "has no field 'locality[0].loc_ans'",
+        ),
+        ("qaedit", _renamed("target", "target_new"), "has no field 'target'; is 'target_new'"),
+        ("qaedit", _nested("id", ""), "field 'id' is empty"),
         ("zsre", _nested("answers", []), "field 'answers' is empty"),
         ("zsre", _nested("answers", [""]), r"field 'answers[0]' is empty"),
         ("zsre", _nested("answers", "MTV"), "field 'answers' must be a list of texts"),

@@ -131,6 +131,23 @@ def test_records_behind_the_last_one_used_are_not_looked_at(tmp_path: Path) -> N
     assert ids(load(path, total=2)) == ["0", "1"]
 
 
+def test_portability_is_a_kind_of_files_that_have_it(tmp_path: Path) -> None:
+    portable = {"portability": {"New Question": "Where?", "New Answer": "Lima"}}
+    with_it = load(write(tmp_path, [fact(0), {**fact(1), **portable}]))
+    assert [kind.name for kind in with_it.kinds][3:] == ["portability"]
+    assert not with_it.kinds[3].scored
+    assert with_it.records[1].case.prompts[-1].target_new == "Lima"
+    without = load(write(tmp_path, [fact(0), {**fact(1), "portability": None}]))
+    assert len(without.kinds) == 3
+
+
+def test_a_prompt_is_a_question_by_its_mark_or_by_its_format(tmp_path: Path) -> None:
+    dataset = load(write(tmp_path, [fact(0)]))
+    assert [dataset.is_question(text) for text in ("Who? ", "Rome lies in")] == [True, False]
+    asked = load(write(tmp_path, [{"subject": "Rome", "src": "where is Rome", "answers": ["a"]}]))
+    assert asked.is_question("where is Rome")
+
+
 def test_the_format_decides_the_headline_unless_it_is_set(tmp_path: Path) -> None:
     zsre = {"subject": "Rome", "src": "Where is Rome?", "answers": ["Italy"]}
     path = write(tmp_path, [zsre])

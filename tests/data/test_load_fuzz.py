@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 
 from sphere_bench.data.counterfact import COUNTERFACT, REWRITE_FIELDS, TARGET_FIELDS
 from sphere_bench.data.easyedit import EASYEDIT
+from sphere_bench.data.portability import ASKED, GROUPS, ONE_QUESTION
+from sphere_bench.data.qaedit import LOCALITY_FIELDS, QAEDIT
 from sphere_bench.data.record_file import AUTO
 from sphere_bench.data.zsre import zsre_format
 from sphere_bench.errors import SphereBenchError
 from tests.data.record_files import load
 from tests.fuzzing import fuzz
 
-FORMATS = (COUNTERFACT, EASYEDIT, zsre_format())
-NAMES = sorted({*REWRITE_FIELDS, *TARGET_FIELDS, *(name for f in FORMATS for name in f.known)})
+FORMATS = (COUNTERFACT, EASYEDIT, zsre_format(), QAEDIT)
+INNER = (*REWRITE_FIELDS, *TARGET_FIELDS, *ONE_QUESTION, *GROUPS, *ASKED, *LOCALITY_FIELDS)
+NAMES = sorted({*INNER, *(name for f in FORMATS for name in f.known)})
 # Few texts, so that subjects turn up in prompts and ids twice.
 TEXTS = st.sampled_from(["", " ", "a", "a b", "{} b", "{} {}", "\ud800", "\n"]) | st.text()
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
@@ -39,10 +42,14 @@ def objects(*names: str, **values: st.SearchStrategy[Any]) -> st.SearchStrategy[
 
 TARGETS = objects(*TARGET_FIELDS)
 REWRITES = objects(*REWRITE_FIELDS, target_new=TARGETS, target_true=TARGETS)
+PORTABLE = objects(
+    *ONE_QUESTION, *GROUPS, **dict.fromkeys(GROUPS, st.lists(objects(*ASKED), max_size=2))
+)
 RECORDS = st.one_of(
     objects(*COUNTERFACT.known, requested_rewrite=REWRITES),
-    objects(*EASYEDIT.known),
-    objects(*FORMATS[2].known),
+    objects(*EASYEDIT.known, portability=PORTABLE),
+    objects(*FORMATS[2].known, portability=PORTABLE),
+    objects(*QAEDIT.known, locality=st.lists(objects(*LOCALITY_FIELDS), max_size=2)),
     VALUES,
 )
 

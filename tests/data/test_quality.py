@@ -22,18 +22,31 @@ def dataset(*facts: tuple[str, str, str | None]) -> EditDataset:
     return EditDataset("mine", tuple(records), "success", "all_tokens")
 
 
-def test_a_prompt_that_a_batch_edits_twice_is_named_with_its_cases() -> None:
-    rome, oslo = ("Rome", "Peru", None), ("Oslo", "Peru", None)
-    (line,) = warnings_of(dataset(rome, oslo, rome, rome, oslo, rome), 3)
-    assert line == (
-        "mine: 2 prompts are edited more than once within a batch, so that no target of these is "
+def test_a_prompt_that_a_batch_edits_to_two_targets_is_named_with_its_cases() -> None:
+    rome, fallen, oslo = ("Rome", "Peru", None), ("Rome", "Cuba", None), ("Oslo", "Peru", None)
+    first, second = warnings_of(dataset(rome, oslo, fallen, rome, oslo, fallen), 3)
+    assert first == (
+        "mine: 2 prompts are edited to several targets within a batch, so that none of these is "
         "written as it should be: cases 0 and 2, 3 and 5"
+    )
+    assert second == (
+        "mine: 3 records are overwritten by a later edit of the same prompt to another target: "
+        "from then on they are left out of the scores (evaluation.superseded=leave_out): "
+        "cases 0, 2, 3"
     )
 
 
-def test_the_same_prompt_in_another_batch_is_a_later_edit() -> None:
+def test_what_becomes_of_an_overwritten_record_is_as_configured() -> None:
+    rome, fallen = ("Rome", "Peru", None), ("Rome", "Cuba", None)
+    (line,) = warnings_of(dataset(rome, fallen), 1, "score")
+    assert "1 record is overwritten" in line
+    assert line.endswith("they still count in the scores (evaluation.superseded=score): cases 0")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_same_target_once_more_is_no_contradiction(batch_size: int) -> None:
     rome = ("Rome", "Peru", "Italy")
-    assert warnings_of(dataset(rome, rome, rome), 1) == []
+    assert warnings_of(dataset(rome, rome, rome), batch_size) == []
 
 
 def test_a_target_that_is_true_already_is_named_with_its_cases() -> None:

@@ -43,6 +43,24 @@ def test_two_zsre_records_have_no_alternative_answer() -> None:
     assert len(load(path, target="alt", on_invalid="skip").records) == 798
 
 
+def test_qaedit_records_are_questions_with_names_of_their_own() -> None:
+    dataset = load(shared("qaedit.json"), on_invalid="skip")
+    # Three of 700 name a subject that their question holds twice.
+    assert len(dataset.records) == 697
+    assert (dataset.headline, dataset.accuracy) == ("accuracy", "mean_tokens")
+    assert dataset.records[0].request.case_id == "NQ-1104"
+    assert {len(record.case.prompts) for record in dataset.records} == {7}
+    assert all(dataset.is_question(p.prompt) for r in dataset.records for p in r.case.prompts)
+
+
+def test_wikibigedit_records_have_an_accuracy_and_no_success() -> None:
+    dataset = load(shared("wikibigedit.json"))
+    assert len(dataset.records) == 2500
+    assert dataset.headline == "accuracy"
+    asked = [dataset.is_question(record.request.prompt) for record in dataset.records]
+    assert all(asked)
+
+
 def test_boolq_passages_are_a_corpus() -> None:
     texts = list(corpus_texts(shared("downstream/test-ClosedDomainQA.jsonl")))
     assert len(texts) > 1000
