@@ -26,9 +26,8 @@ from sphere_bench.models.loading import LoadedModel
 
 logger = logging.getLogger(__name__)
 
-# When transforms are applied: at each write, or once the editor has written every layer.
+# When updates are transformed: at each write, or once the editor has written every layer.
 Apply = Literal["in_loop", "after"]
-
 
 #: Is given the share of the batch's work that is done, from 0 to 1.
 Advance = Callable[[float], None]
@@ -153,7 +152,7 @@ class Batch:
         _check_shape("the update", layer, update, before)
         self._proposed[layer] = _sum(self._proposed.get(layer), update)
         if self._apply == "in_loop":
-            self.put(layer, before, self._transformed(layer, before, update))
+            self.put(layer, before, self.transformed(self._transforms, layer, before, update))
             return
         if layer in self._deferred:
             before, earlier = self._deferred[layer]
@@ -174,7 +173,7 @@ class Batch:
         """
         deferred, self._deferred = self._deferred, {}
         for layer, (before, update) in deferred.items():
-            self.put(layer, before, self._transformed(layer, before, update))
+            self.put(layer, before, self.transformed(self._transforms, layer, before, update))
         return bool(deferred)
 
     def put(self, layer: int, before: Tensor, update: Tensor) -> None:
@@ -189,20 +188,26 @@ class Batch:
         self._handle(update_problem(layer, before, after, self._numerics, self._loaded.dtype))
         self.weights.write(layer, after)
 
-    def note_update_norms(self) -> None:
-        """Fill in the report's ``update_norm`` of every layer that was written."""
-        for layer, proposed in self._proposed.items():
-            self.report.layers[layer].update_norm = proposed.norm().item()
+    def transformed(
+        self, transforms: Sequence[Transform], layer: int, before: Tensor, update: Tensor
+    ) -> Tensor:
+        """``update`` of the weight ``before``, both [d_out, d_in], after the transforms.
 
-    def _transformed(self, layer: int, before: Tensor, update: Tensor) -> Tensor:
+        For the pipeline, as :meth:`put`.
+        """
         weight = EditedWeight(layer, self.weights.pretrained[layer], before)
         with self.timed("transform"):
             # Decompositions raise errors on numbers that are not finite.
             if torch.isfinite(update).all() and torch.isfinite(before).all():
-                for transform in self._transforms:
+                for transform in transforms:
                     update = transform(update, weight)
                     _check_shape(f"what {type(transform).__name__} returns", layer, update, before)
         return update
+
+    def note_update_norms(self) -> None:
+        """Fill in the report's ``update_norm`` of every layer that was written."""
+        for layer, proposed in self._proposed.items():
+            self.report.layers[layer].update_norm = proposed.norm().item()
 
     def _handle(self, problem: str | None) -> None:
         """Raise ``problem``, or note it where the run records such numbers."""

@@ -10,6 +10,7 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.batch import Batch
 from sphere_bench.editing.values.solver import ValueSettings
 from sphere_bench.editing.weights import EditedWeights
+from sphere_bench.models.batching import Budget
 from sphere_bench.models.loading import LoadedModel
 
 
@@ -23,6 +24,9 @@ class Editor(Protocol):
     takes back with ``load_state_dict(state)``: nested dicts of tensors, with strings without "/"
     as keys. The tensors that it gets back may be on the CPU, and empty dicts are left out. An
     editor that remembers nothing has neither method.
+
+    What it finds out when it is made, it may give as ``facts()``: plain values by name, recorded in
+    ``provenance.json``.
     """
 
     def edit(self, batch: Batch) -> None:
@@ -43,9 +47,11 @@ class EditingSetup:
         contexts: templates with one ``{}``, the bare prompt first.
         second_moments: returns each edited layer's C [d_in, d_in]; computed or read when called.
         seed: the run's.
-        pool: the first n valid requests of the whole dataset in the order of the stream, however
-            many of them the run edits.
-        tokens_per_batch: padded tokens in one forward.
+        pool: n valid requests of the whole dataset, drawn with the run's seed, whichever of them
+            the run edits; fewer if there are fewer.
+        tokens_per_batch: tokens in one forward, for ``models.batching.backing_off``.
+        held_out_moments: returns the same as ``second_moments`` over text that those are not of;
+            empty where there is no such text.
     """
 
     loaded: LoadedModel
@@ -55,4 +61,5 @@ class EditingSetup:
     second_moments: Callable[[], Mapping[int, Tensor]]
     seed: int
     pool: Callable[[int], Sequence[EditRequest]]
-    tokens_per_batch: int
+    tokens_per_batch: Budget
+    held_out_moments: Callable[[], Mapping[int, Tensor]] = dict

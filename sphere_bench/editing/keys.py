@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import BARE, PromptTokens, prompt_up_to_subject
-from sphere_bench.models.batching import backing_off, pad_right, token_batches
+from sphere_bench.models.batching import Budget, backing_off, launch_price, pad_right, token_batches
 from sphere_bench.models.hooks import capture, start_after
 from sphere_bench.models.loading import LoadedModel
 
@@ -50,7 +50,7 @@ class BatchReader:
         requests: Sequence[EditRequest],
         value_layer: int,
         contexts: Sequence[str],
-        tokens_per_batch: int,
+        tokens_per_batch: int | Budget,
     ) -> None:
         self.loaded, self.value_layer = loaded, value_layer
         others = [context for context in contexts if context != BARE]
@@ -81,7 +81,7 @@ def context_keys(
     requests: Sequence[EditRequest],
     layer: int,
     contexts: Sequence[str],
-    tokens_per_batch: int,
+    tokens_per_batch: int | Budget,
 ) -> Tensor:
     """Keys at ``layer`` in every context, [n, contexts, d_in]."""
     sites: list[Site] = [(loaded.layout.projection(layer), "input")]
@@ -90,15 +90,17 @@ def context_keys(
     return keys.view(len(requests), len(contexts), -1)
 
 
-def projection_output_norms(
-    loaded: LoadedModel, requests: Sequence[EditRequest], layer: int, tokens_per_batch: int
+def projection_outputs(
+    loaded: LoadedModel, requests: Sequence[EditRequest], layer: int, tokens_per_batch: int | Budget
 ) -> Tensor:
-    """Norms of the output of ``layer``'s projection at the subjects in the bare prompts, [n]."""
+    """The output of ``layer``'s projection, bias included, at the subjects, [n, d_model].
+
+    It is read in the bare prompts.
+    """
     sites: list[Site] = [(loaded.layout.projection(layer), "output")]
     prompts = _prompts(loaded, requests, [BARE])
     (outputs,) = _PromptStates(loaded, prompts, tokens_per_batch).read(sites)
-    norms: Tensor = outputs.norm(dim=1)
-    return norms
+    return outputs
 
 
 def _prompts(
@@ -115,10 +117,11 @@ class _PromptStates:
     """Reads the states at chosen sites of the model, at the last tokens of prompts."""
 
     def __init__(
-        self, loaded: LoadedModel, prompts: Sequence[PromptTokens], tokens_per_batch: int
+        self, loaded: LoadedModel, prompts: Sequence[PromptTokens], tokens_per_batch: int | Budget
     ) -> None:
         self.loaded, self.prompts = loaded, prompts
-        self._regroup(tokens_per_batch)
+        self._budget = tokens_per_batch
+        self._size = 0
 
     def read(self, sites: Sequence[Site], behind: int = -1) -> list[Tensor]:
         """The states at each site, [n, width], in float32.
@@ -129,17 +132,21 @@ class _PromptStates:
         """
 
         def read(tokens: int) -> list[Tensor]:
-            if tokens != self._tokens_per_batch:
+            if tokens != self._size:
                 self._regroup(tokens)
             found = [group.read(self.loaded, sites, behind) for group in self._groups]
             states = [torch.cat(site)[self._order] for site in zip(*found, strict=True)]
             return [state.float() for state in states]
 
-        return backing_off(read, self._tokens_per_batch)
+        return backing_off(read, self._budget)
 
-    def _regroup(self, tokens_per_batch: int) -> None:
-        self._tokens_per_batch = tokens_per_batch
-        indices = token_batches([len(prompt.ids) for prompt in self.prompts], tokens_per_batch)
+    def _regroup(self, size: int) -> None:
+        self._size = size
+        indices = token_batches(
+            [len(prompt.ids) for prompt in self.prompts],
+            size,
+            launch_price(self.loaded.device),
+        )
         device = self.loaded.device
         self._groups = [
             _PromptGroup(

@@ -1,34 +1,33 @@
 """Locate-then-edit: target values, then for each layer keys, residual and update."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.batch import Advance, Batch
+from sphere_bench.editing.batch import Batch
 from sphere_bench.editing.editor import EditingSetup
 from sphere_bench.editing.keys import BatchReader, Measurement
 from sphere_bench.editing.solvers import UpdateSolver
 from sphere_bench.editing.state import restore_state, state_of
+from sphere_bench.editing.statistics.null_space import compare_energies, energy_shares
 from sphere_bench.editing.values.solver import TargetValues, solve_target_values
-
-# How many requests of the pool are solved at a time.
-_POOL_CHUNK = 100
 
 
 class ValueTransform(Protocol):
     """Maps target values to others; may have a state, like an editor."""
 
-    def __call__(self, values: Tensor, solve: Callable[[int], Tensor]) -> Tensor:
-        """New target values [n, d_model].
+    def __call__(
+        self, requests: Sequence[EditRequest], solved: TargetValues, setup: EditingSetup
+    ) -> Tensor:
+        """New target values [n, d_model], in float32.
 
         Args:
-            values: of the batch, [n, d_model].
-            solve: finds those of the dataset's first requests, as many as it is asked for, on the
-                present model.
+            requests: the n edits of the batch.
+            solved: their target values z and deltas; z - delta is the hidden state h before.
+            setup: the run's. Its model is as earlier batches left it, and unedited in the first
+                one; what it puts out can be measured, and requests of ``setup.pool`` solved.
         """
 
 
@@ -42,7 +41,6 @@ class LocateThenEdit:
         setup: the run's model, weights and settings.
         solver: turns keys and residuals into an update.
         value_transform: maps the target values.
-        stop_at_argmax: a request is also finished once its target is the argmax in every context.
     """
 
     def __init__(
@@ -50,19 +48,17 @@ class LocateThenEdit:
         setup: EditingSetup,
         solver: UpdateSolver,
         value_transform: ValueTransform | None = None,
-        stop_at_argmax: bool = False,
     ) -> None:
         self.setup = setup
         self.solver = solver
         self.value_transform = value_transform
-        self.value_settings = replace(setup.values, stop_at_argmax=stop_at_argmax)
-        solver.prepare(setup.second_moments())
+        self._facts = _prepare(solver, setup)
 
     def edit(self, batch: Batch) -> None:
         layers = batch.weights.layers
         with batch.timed("values"):
-            solved = self._solve(batch.requests, batch.advance)
-            target_values = self._transformed(solved.values).T
+            solved = self._solve(batch)
+            target_values = self._transformed(batch.requests, solved).T
         batch.report.losses = solved.losses
         batch.check("target value", target_values.T)
         reader = self._reader(batch.requests)
@@ -71,7 +67,7 @@ class LocateThenEdit:
             keys[layer], hidden = _measure(reader, layer, batch)
             with batch.timed("update"):
                 missing = target_values - hidden
-                residual = missing / (len(layers) - index)
+                residual = self._residual(layer, keys[layer], missing, len(layers) - index)
                 update = self.solver.solve(layer, keys[layer], residual)
             batch.report.layers[layer].residual_norm = missing.norm(dim=0).mean().item()
             batch.write(layer, update)
@@ -86,6 +82,9 @@ class LocateThenEdit:
             with batch.timed("update"):
                 self.solver.remember(layer, keys[layer])
 
+    def facts(self) -> dict[str, Any]:
+        return self._facts
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "solver": self.solver.state_dict(),
@@ -96,33 +95,33 @@ class LocateThenEdit:
         self.solver.load_state_dict(state.get("solver", {}))
         restore_state(self.value_transform, state.get("value_transform", {}))
 
-    def _transformed(self, values: Tensor) -> Tensor:
+    def _residual(self, layer: int, keys: Tensor, missing: Tensor, remaining: int) -> Tensor:
+        """R [d_out, n]: what the update of ``layer`` shall add to its output for its keys.
+
+        Args:
+            layer: the next to be written.
+            keys: K [d_in, n].
+            missing: at the last edited layer, [d_out, n].
+            remaining: edited layers from this one on.
+        """
+        return missing / remaining
+
+    def _transformed(self, requests: Sequence[EditRequest], solved: TargetValues) -> Tensor:
         """The target values [n, d_model] that the solver shall reach."""
         if self.value_transform is None:
-            return values
+            return solved.values
+        return self.value_transform(requests, solved, self.setup)
 
-        def solve(count: int) -> Tensor:
-            requests = self.setup.pool(count)
-            chunks = [
-                self._solve(requests[start : start + _POOL_CHUNK]).values
-                for start in range(0, len(requests), _POOL_CHUNK)
-            ]
-            return torch.cat(chunks)
-
-        return self.value_transform(values, solve)
-
-    def _solve(
-        self, requests: Sequence[EditRequest], advance: Advance | None = None
-    ) -> TargetValues:
+    def _solve(self, batch: Batch) -> TargetValues:
         setup = self.setup
         return solve_target_values(
             setup.loaded,
-            requests,
+            batch.requests,
             setup.weights.layers[-1],
             setup.contexts,
-            self.value_settings,
+            setup.values,
             setup.tokens_per_batch,
-            advance=advance,
+            advance=batch.advance,
         )
 
     def _reader(self, requests: Sequence[EditRequest]) -> BatchReader:
@@ -134,6 +133,18 @@ class LocateThenEdit:
             setup.contexts,
             setup.tokens_per_batch,
         )
+
+
+def _prepare(solver: UpdateSolver, setup: EditingSetup) -> dict[str, Any]:
+    """Prepare the solver, and measure its null space if it has one."""
+    moments = setup.second_moments()
+    solver.prepare(moments)
+    own = energy_shares(solver.bases, moments)
+    if not own:
+        return {}
+    del moments  # those of held-out text need as much memory
+    held_out = energy_shares(solver.bases, setup.held_out_moments())
+    return {"null_space": compare_energies(solver.bases, own, held_out)}
 
 
 def _measure(reader: BatchReader, layer: int, batch: Batch) -> Measurement:

@@ -8,17 +8,20 @@ import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.batch import Advance, Apply, Batch, BatchReport
+from sphere_bench.editing.batch import Advance, Batch, BatchReport
 from sphere_bench.editing.editor import EditingSetup, Editor
 from sphere_bench.editing.numerics import NonfiniteError, Numerics
 from sphere_bench.editing.state import check_state, copied_state, restore_state, state_of
-from sphere_bench.editing.transforms import EditedWeight, Sphere, Transform
+from sphere_bench.editing.transforms import Sphere, Transform
 from sphere_bench.errors import SphereBenchError, check_choice
 from sphere_bench.geometry.energy import as_double
 
 logger = logging.getLogger(__name__)
 
 _UNCONDITIONED = "unconditioned"
+
+#: What transforms are applied to, and when; see :class:`EditingPipeline`.
+Apply = Literal["in_loop", "after", "deployed"]
 
 
 class EditingPipeline:
@@ -31,10 +34,12 @@ class EditingPipeline:
         conditioner: transforms the whole change since the pretrained weight at the end of a batch
             (PRUNE); the result is evaluated and deployed.
         continue_from: what the next batch starts from: the ``deployed`` weights, or, like PRUNE's
-            published code, the ``unconditioned`` ones.
+            published code, the ``unconditioned`` ones, as the editor wrote them.
         sphere: SPHERE's projection, the last transform, or ``None``.
         apply: ``in_loop`` transforms a layer's update before the next layer is measured; ``after``
-            transforms all updates once the editor has written them.
+            transforms all updates once the editor has written them; ``deployed`` leaves updates as
+            they are and transforms, behind the conditioner, the whole change since the pretrained
+            weight, as an update of that weight.
         numerics: what to do about a batch with numbers that are not sound.
 
     Raises:
@@ -61,6 +66,8 @@ class EditingPipeline:
         self.continue_from = continue_from
         self.sphere = sphere
         self.apply = apply
+        every = [*self.transforms, sphere] if sphere else self.transforms
+        self._of_updates, self._of_changes = ([], every) if apply == "deployed" else (every, [])
         self.numerics = numerics or Numerics()
         self._unconditioned: dict[int, Tensor] = {}
         for name, component in self._components():
@@ -83,8 +90,8 @@ class EditingPipeline:
             requests,
             self.loaded,
             weights,
-            [*self.transforms, self.sphere] if self.sphere else self.transforms,
-            self.apply,
+            self._of_updates,
+            "after" if self.apply == "after" else "in_loop",
             self.numerics,
             advance,
         )
@@ -93,8 +100,8 @@ class EditingPipeline:
                 weights.write(layer, weight)
             self.editor.edit(batch)
             batch.settle()
-            if self.conditioner is not None:
-                self._condition(self.conditioner, batch)
+            if self.conditioner is not None or self._of_changes:
+                self._deploy(batch)
         except BaseException as error:
             for layer, weight in deployed.items():
                 weights.write(layer, weight)
@@ -110,6 +117,11 @@ class EditingPipeline:
             if self.sphere and not batch.report.skipped:
                 done.rank = self.sphere.ranks.get(layer)
         return batch.report
+
+    def facts(self) -> dict[str, Any]:
+        """What the editor found out when it was made, as plain values by name."""
+        facts = getattr(self.editor, "facts", None)
+        return dict(facts()) if callable(facts) else {}
 
     def state_dict(self) -> dict[str, Any]:
         """What the components remember, and the weights that the next batch starts from.
@@ -154,19 +166,23 @@ class EditingPipeline:
         logger.warning("a batch is left out: %s", error.problem)
         report.nonfinite = report.skipped = True
 
-    def _condition(self, conditioner: Transform, batch: Batch) -> None:
-        """Deploy the conditioned weights, and keep the others for the next batch if wanted."""
+    def _deploy(self, batch: Batch) -> None:
+        """Deploy the changed weights, and keep the others for the next batch if wanted."""
         weights = self.weights
         for layer in weights.layers:
-            current = weights.current[layer]
+            current, pretrained = weights.current[layer], weights.pretrained[layer]
             if self.continue_from == "unconditioned":
                 self._unconditioned[layer] = current
             if not torch.isfinite(current).all():
                 continue
-            with batch.timed("transform"):
-                weight = EditedWeight(layer, weights.pretrained[layer], current)
-                change = conditioner(torch.zeros_like(as_double(current)), weight)
-            batch.put(layer, current, change)
+            update = torch.zeros_like(as_double(current))
+            if self.conditioner is not None:
+                update = batch.transformed([self.conditioner], layer, current, update)
+            if self._of_changes:
+                earlier = as_double(current) - as_double(pretrained)
+                change = batch.transformed(self._of_changes, layer, pretrained, earlier + update)
+                update = change - earlier
+            batch.put(layer, current, update)
 
 
 def _check_component(name: str, component: object) -> None:

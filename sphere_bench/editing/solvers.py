@@ -20,6 +20,11 @@ class UpdateSolver(ABC):
     #: Whether :meth:`remember` must be called with the keys measured after the batch is written.
     remembers_written_keys: bool = False
 
+    @property
+    def bases(self) -> Mapping[int, Tensor]:
+        """V [d_in, m] of every layer with updates in a null space only, once it is prepared."""
+        return {}
+
     @abstractmethod
     def prepare(self, second_moments: Mapping[int, Tensor]) -> None:
         """Prepare for the run with each edited layer's C [d_in, d_in]."""
@@ -56,14 +61,11 @@ class LeastSquares(UpdateSolver):
     | --- | --- | --- | --- |
     | MEMIT (arXiv 2210.07229) | lambda C | - | - |
     | MEMIT-seq (the same authors' code) | lambda C + Kp Kp^T | written | - |
-    | EMMET (arXiv 2403.14236) | 0.1 C | - | - |
-    | ENCORE (arXiv 2502.01636) | lambda C + Kp Kp^T + 20 I | written | - |
-    | RLSEdit (github.com/Euphoria040201/RLSEdit) | lambda C + Kp Kp^T | solved | - |
+    | ENCORE (arXiv 2502.01636) | lambda C + Kp Kp^T + ridge I | solved | - |
     | AlphaEdit (arXiv 2410.02355) | Kp Kp^T + L2 I | written | of C |
 
-    By the Woodbury identity, EMMET's R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1 is the same. So are
-    RLSEdit's recursion, which updates A^-1, and AlphaEdit's non-symmetric system in d_in
-    dimensions.
+    By the Woodbury identity, dW = R (K^T A^-1 K + I)^-1 K^T A^-1 is the same, and so is AlphaEdit's
+    non-symmetric system in d_in dimensions.
 
     A is factored once, or once per batch where keys are remembered. A batch then costs n right-hand
     sides and one n x n system, however many batches came before.
@@ -95,26 +97,39 @@ class LeastSquares(UpdateSolver):
         self._systems: dict[int, Tensor] = {}
         self._factors: dict[int, Tensor] = {}
 
+    @property
+    def bases(self) -> Mapping[int, Tensor]:
+        return self._bases
+
     def prepare(self, second_moments: Mapping[int, Tensor]) -> None:
         for layer, moment in second_moments.items():
             system = self.second_moment_weight * as_double(moment)
             if self.null_space is not None:
                 basis = self.null_space.basis(moment, layer)
                 self._bases[layer] = basis
-                system = basis.T @ system @ basis
+                if self.second_moment_weight:
+                    system = basis.T @ system @ basis
+                else:
+                    system = system.new_zeros(basis.shape[1], basis.shape[1])
             system.diagonal().add_(self.ridge)
             self._factor(layer, system)
 
     def solve(self, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
         projected = self._project(layer, keys)
-        # Woodbury: K^T (A + K K^T)^-1 = (I + K^T A^-1 K)^-1 K^T A^-1.
         weighted = torch.cholesky_solve(projected, self._factors[layer])
         inner = projected.T @ weighted
-        inner.diagonal().add_(1)
-        update: Tensor = as_double(residual) @ torch.linalg.solve(inner, weighted.T)
+        inner.diagonal().add_(self._slack(keys.shape[1]))
+        weighted = torch.linalg.solve(inner, weighted.T)
+        if layer in self._bases:  # before the residual: a batch is smaller than the output
+            weighted = weighted @ self._bases[layer].T
+        update: Tensor = as_double(residual) @ weighted
         if self.remembered == "solved":
             self.remember(layer, keys)
-        return update @ self._bases[layer].T if layer in self._bases else update
+        return update
+
+    def _slack(self, requests: int) -> float:
+        """s of R (K^T A^-1 K + s I)^-1 K^T A^-1, with which one batch of ``requests`` is solved."""
+        return 1.0
 
     def remember(self, layer: int, keys: Tensor) -> None:
         keys = self._project(layer, keys)
@@ -179,7 +194,10 @@ class NullSpace:
                 "editor.method.solver.null_space.threshold"
             )
         basis: Tensor = vectors[:, small]
-        return basis.contiguous()
+        # The sign of an eigenvector differs between libraries. With a fixed one, what is remembered
+        # in these coordinates still fits when a run goes on with another device.
+        largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+        return (basis * largest.sign()).contiguous()
 
 
 def factor_second_moment(moment: Tensor, layer: int) -> Tensor:

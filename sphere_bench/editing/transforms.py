@@ -104,7 +104,13 @@ class Rect:
         dropped = int((1 - self.keep) * change.numel())
         if not dropped:
             return update
-        return update * (change >= change.flatten().kthvalue(dropped).values)
+        entries = change.flatten()
+        # Selecting is faster than sorting, but twenty times slower on CUDA.
+        if entries.device.type == "cpu":
+            threshold = entries.kthvalue(dropped).values
+        else:
+            threshold = entries.sort().values[dropped - 1]
+        return update * (change >= threshold)
 
 
 class Prune:
@@ -120,9 +126,25 @@ class Prune:
         earlier = (weight.current - weight.pretrained).to(update)
         change = earlier + update
         if weight.layer not in self._bounds:
-            self._bounds[weight.layer] = torch.linalg.matrix_norm(as_double(weight.pretrained), 2)
+            pretrained = _wide(as_double(weight.pretrained))
+            squares = torch.linalg.eigvalsh(pretrained @ pretrained.T)
+            self._bounds[weight.layer] = squares[-1].sqrt()
         bound = self._bounds[weight.layer].to(update)
-        left, values, right = torch.linalg.svd(change, full_matrices=False)
-        damped = torch.where(values > bound, values.log() - bound.log() + bound, values)
-        pruned: Tensor = (left * damped) @ right
-        return pruned - earlier
+        # No singular value is above the norm of all of them.
+        if change.norm() <= bound:
+            return update
+        # The large ones alone are needed: the smaller Gram matrix has them, at a fraction of the
+        # cost of a decomposition of the change.
+        matrix = _wide(change)
+        squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
+        values = squares.clamp(min=0).sqrt()
+        large = values > bound
+        values, vectors = values[large], vectors[:, large]
+        excess = 1 - (values.log() - bound.log() + bound) / values
+        taken: Tensor = (vectors * excess) @ (vectors.T @ matrix)
+        return update - (taken if matrix.shape == change.shape else taken.T)
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    """The matrix, transposed if it has more rows than columns."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

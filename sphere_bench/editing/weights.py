@@ -1,6 +1,7 @@
 """The edited weights: as pretrained, and as edited so far, in float32."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -34,11 +35,27 @@ class EditedWeights:
         }
         self.current = {layer: weight.clone() for layer, weight in self.pretrained.items()}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weight of the first edited layer is."""
+        return self.pretrained[self.layers[0]].device
+
     def write(self, layer: int, weight: Tensor) -> None:
         """Make ``weight`` [out, in] the current one, here and in the model."""
         device = self.pretrained[layer].device
         self.current[layer] = weight.to(torch.float32).to(device).contiguous()
         self._layout.write(layer, self.current[layer])
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Put the pretrained weights into the model for the length of the block."""
+        try:
+            for layer in self.layers:
+                self._layout.write(layer, self.pretrained[layer])
+            yield
+        finally:
+            for layer in self.layers:
+                self._layout.write(layer, self.current[layer])
 
     def drift(self, layer: int) -> float:
         """||W - W0|| / ||W0||."""

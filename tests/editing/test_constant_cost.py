@@ -30,7 +30,7 @@ EDITORS = {
     "memit-seq": (),
     "alphaedit": (),
     "rlsedit": (),
-    "encore": ("editor.method.stop_at_argmax=false",),
+    "encore": ("editor.method.argmax_hits=null",),
     "ultraedit": (),
 }
 

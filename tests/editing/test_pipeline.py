@@ -174,7 +174,102 @@ def test_a_conditioner_decides_what_is_deployed(continue_from: Any) -> None:
         assert kept == {}
 
 
-@pytest.mark.parametrize("apply", ["in_loop", "after"])
+def test_deployed_changes_are_conditioned_then_transformed_and_the_raw_weights_go_on() -> None:
+    given = setup()
+    pretrained = given.weights.pretrained[1].double()
+    seen, started_from = [], []
+
+    def halve(change: Tensor, weight: EditedWeight) -> Tensor:
+        seen.append((change, weight))
+        return change / 2
+
+    def add_one(update: Tensor, weight: EditedWeight) -> Tensor:
+        seen.append((update, weight))
+        return update + 1
+
+    def edit(batch: Batch) -> None:
+        started_from.append(batch.weights.current[1])
+        batch.write(1, draw(pretrained, seed=len(started_from)))
+
+    # The current weight of the basis is the pretrained one.
+    sphere = Sphere(alpha=0.5, basis="current")
+    pipeline = EditingPipeline(
+        Calling(edit), given, [halve], add_one, sphere=sphere, apply="deployed"
+    )
+    raw, deployed = pretrained, pretrained.float()
+    for number in (1, 2):
+        report = pipeline.edit(REQUESTS)
+        update = draw(pretrained, seed=number)
+        assert torch.equal(started_from[-1].double(), raw)
+        raw = (raw + update).float().double()
+        # add_one conditions layer 1, halve transforms it; then both come to layer 2.
+        (conditioned, of_raw), (change, of_pretrained) = seen[0], seen[1]
+        assert torch.equal(of_raw.current.double(), raw) and not conditioned.any()
+        assert torch.equal(of_pretrained.current, of_pretrained.pretrained)
+        torch.testing.assert_close(change, raw - pretrained + 1)
+        expected = pretrained + sphere(change / 2, of_pretrained)
+        torch.testing.assert_close(given.weights.current[1], expected.float())
+        assert report.layers[1].rank == sphere.ranks[1]
+        assert report.layers[1].update_norm == pytest.approx(update.norm().item())
+        moved = (given.weights.current[1] - deployed).norm().item()
+        assert report.layers[1].applied_norm == moved
+        assert torch.equal(pipeline.state_dict()["unconditioned"]["1"].double(), raw)
+        deployed = given.weights.current[1]
+        seen.clear()
+
+
+def test_deployed_changes_may_be_what_the_next_batch_starts_from() -> None:
+    def halve(change: Tensor, weight: EditedWeight) -> Tensor:
+        return change / 2
+
+    given = setup()
+    pretrained = given.weights.pretrained[1]
+    update = draw(pretrained, seed=0)
+    editor = Calling(lambda batch: batch.write(1, update))
+    pipeline = EditingPipeline(editor, given, [halve], continue_from="deployed", apply="deployed")
+    for share in (0.5, 0.75):
+        pipeline.edit(REQUESTS)
+        torch.testing.assert_close(given.weights.current[1], (pretrained + share * update).float())
+    assert pipeline.state_dict()["unconditioned"] == {}
+
+
+@pytest.mark.parametrize("conditioner", [None, Prune()])
+def test_without_transforms_nothing_else_is_deployed(conditioner: Any) -> None:
+    changes = []
+    for apply in ("after", "deployed"):
+        given = setup()
+        large = draw(given.weights.pretrained[2], seed=3, scale=100)
+        editor = Calling(lambda batch, update=large: batch.write(2, update))
+        pipeline = EditingPipeline(editor, given, conditioner=conditioner, apply=apply)
+        for _ in range(2):
+            pipeline.edit(REQUESTS)
+        changes.append(given.weights.current[2])
+        assert bool(pipeline.state_dict()["unconditioned"]) == (conditioner is not None)
+    assert torch.equal(*changes)
+
+
+def test_an_error_while_changes_are_transformed_leaves_both_weights_as_they_were() -> None:
+    failing = False
+
+    def fail(change: Tensor, weight: EditedWeight) -> Tensor:
+        if failing and weight.layer == 2:
+            raise torch.linalg.LinAlgError("singular")
+        return change / 2
+
+    given = setup()
+    editor = Calling(lambda batch: batch.write(1, draw(batch.weights.current[1], seed=0)))
+    skip = Numerics("skip")
+    pipeline = EditingPipeline(editor, given, [fail], apply="deployed", numerics=skip)
+    pipeline.edit(REQUESTS)
+    deployed, raw = dict(given.weights.current), pipeline.state_dict()["unconditioned"]
+    failing = True
+    assert pipeline.edit(REQUESTS).skipped
+    for layer in (1, 2):
+        assert torch.equal(given.weights.current[layer], deployed[layer])
+        assert torch.equal(pipeline.state_dict()["unconditioned"][str(layer)], raw[str(layer)])
+
+
+@pytest.mark.parametrize("apply", ["in_loop", "after", "deployed"])
 def test_a_restored_pipeline_goes_on_bit_for_bit(apply: Any) -> None:
     def fresh() -> EditingPipeline:
         given = setup()
@@ -191,7 +286,7 @@ def test_a_restored_pipeline_goes_on_bit_for_bit(apply: Any) -> None:
     saved = {name: tensor.clone() for name, tensor in flatten_state(first.state_dict(), "state")}
     assert {name.partition("/")[0] for name in saved} == {
         "editor",
-        *(["transforms.0"] if apply == "after" else []),
+        *([] if apply == "in_loop" else ["transforms.0"]),
         "transforms.1",
         "conditioner",
         "unconditioned",

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sphere_bench.editing.methods.emmet import EqualityConstraints
+from sphere_bench.editing.methods.rlsedit import RecursiveLeastSquares
 from sphere_bench.editing.solvers import LeastSquares, NullSpace
 from sphere_bench.errors import SphereBenchError
 
@@ -84,6 +86,22 @@ def test_the_share_rule_keeps_the_smallest_directions_within_the_share() -> None
     assert torch.equal(basis.abs().round().sum(dim=1), torch.tensor([1.0, 1.0, 0.0, 0.0]).double())
 
 
+def test_the_signs_of_a_null_space_are_not_left_to_the_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    null_space = NullSpace(threshold=0.5)
+    expected = null_space.basis(moment(0), 0)
+    eigh = torch.linalg.eigh
+    signs = torch.tensor([1.0, -1.0] * (WIDTH // 2), dtype=torch.float64)
+
+    def otherwise(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = eigh(matrix)
+        return values, vectors * signs
+
+    monkeypatch.setattr(torch.linalg, "eigh", otherwise)
+    assert torch.equal(null_space.basis(moment(0), 0), expected)
+
+
 def test_the_state_makes_a_fresh_solver_go_on() -> None:
     def fresh() -> LeastSquares:
         solver = LeastSquares(second_moment_weight=WEIGHT, remember="written")
@@ -115,25 +133,50 @@ def test_keys_that_bury_the_system_are_this_batchs_and_not_remembered() -> None:
     solver.remember(3, draw(WIDTH, REQUESTS, seed=1))
 
 
-def test_emmets_own_form_is_least_squares_with_its_weight_as_lambda() -> None:
-    """dW = R (K^T C^-1 K + 0.1 I)^-1 K^T C^-1."""
-    solver = LeastSquares(second_moment_weight=0.1)
+@pytest.mark.parametrize("requests", [1, REQUESTS])
+def test_emmet_softens_the_constraints_of_several_requests(requests: int) -> None:
+    """dW = R (K^T A^-1 K + s I)^-1 K^T A^-1 with A = w C, s = 0 for a single request."""
+    solver = EqualityConstraints(second_moment_weight=WEIGHT, emmet_lambda=0.1)
     solver.prepare({0: moment(0)})
-    keys, residual = draw(WIDTH, REQUESTS, seed=1), draw(OUT, REQUESTS, seed=2)
-    whitened = torch.linalg.solve(moment(0), keys)
-    system = keys.T @ whitened + 0.1 * torch.eye(REQUESTS)
+    keys, residual = draw(WIDTH, requests, seed=1), draw(OUT, requests, seed=2)
+    whitened = torch.linalg.solve(WEIGHT * moment(0), keys)
+    softness = 0.1 if requests > 1 else 0.0
+    system = keys.T @ whitened + softness * torch.eye(requests)
     expected = residual @ torch.linalg.solve(system, whitened.T)
     torch.testing.assert_close(solver.solve(0, keys, residual), expected)
 
 
-def test_rlsedits_recursion_is_least_squares_that_remembers_what_it_solved() -> None:
-    """P <- P - P K (I + K^T P K)^-1 K^T P, then dW = R K^T P, over fifty batches."""
-    solver = LeastSquares(second_moment_weight=WEIGHT, remember="solved")
-    solver.prepare({0: moment(0)})
-    inverse = torch.linalg.inv(WEIGHT * moment(0))
+@pytest.mark.parametrize("carried", [True, False])
+def test_the_recursion_equals_full_solves_over_all_keys_so_far_or_over_the_batchs(
+    carried: bool,
+) -> None:
+    """P' = P - P K (I + K^T P K)^-1 K^T P, the inverse of w C + r I + Kp Kp^T + K K^T."""
+    recursion = RecursiveLeastSquares(ordinary=WEIGHT, ridge=2.0, carried=carried)
+    full = LeastSquares(WEIGHT, ridge=2.0, remember="solved" if carried else None)
+    for solver in (recursion, full):
+        solver.prepare({0: moment(0)})
     for batch in range(50):
         keys, residual = draw(WIDTH, REQUESTS, seed=batch), draw(OUT, REQUESTS, seed=50 + batch)
-        gain = inverse @ keys
-        inner = torch.eye(REQUESTS) + keys.T @ gain
-        inverse = inverse - gain @ torch.linalg.solve(inner, gain.T)
-        torch.testing.assert_close(solver.solve(0, keys, residual), residual @ keys.T @ inverse)
+        expected = full.solve(0, keys, residual)
+        torch.testing.assert_close(
+            recursion.solve(0, keys, residual), expected, rtol=1e-11, atol=1e-12
+        )
+
+
+def test_a_recursion_goes_on_from_its_state() -> None:
+    def fresh() -> RecursiveLeastSquares:
+        solver = RecursiveLeastSquares(ordinary=WEIGHT, ridge=0.0, carried=True)
+        solver.prepare({0: moment(0), 3: moment(1)})
+        return solver
+
+    solver, resumed, anew = fresh(), fresh(), fresh()
+    keys, residual = draw(WIDTH, REQUESTS, seed=1), draw(OUT, REQUESTS, seed=2)
+    for layer in (0, 3):
+        solver.solve(layer, keys, residual)
+    resumed.load_state_dict(solver.state_dict())
+    keys = draw(WIDTH, REQUESTS, seed=3)
+    for layer in (0, 3):
+        expected = solver.solve(layer, keys, residual)
+        assert torch.equal(resumed.solve(layer, keys, residual), expected)
+        assert not torch.allclose(anew.solve(layer, keys, residual), expected, rtol=1e-3)
+    assert RecursiveLeastSquares(WEIGHT, 0.0, carried=False).state_dict() == {}

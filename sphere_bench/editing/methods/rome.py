@@ -1,17 +1,15 @@
 """ROME: one fact after another, a rank-one update of one layer."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.batch import Batch
 from sphere_bench.editing.editor import EditingSetup
-from sphere_bench.editing.keys import context_keys, projection_output_norms
+from sphere_bench.editing.keys import context_keys, projection_outputs
 from sphere_bench.editing.solvers import factor_second_moment
 from sphere_bench.editing.values.solver import solve_target_values
-from sphere_bench.errors import SphereBenchError, check_above
+from sphere_bench.errors import SphereBenchError
 from sphere_bench.geometry.energy import as_double
 
 
@@ -20,30 +18,24 @@ class Rome:
 
     v* - W k is the value solver's delta at the edited layer. Its clamp and weight decay use the
     norm of the MLP's output instead of the hidden state's. k is the key in the bare prompt and k'
-    its mean over all contexts, as in the published code.
+    its plain mean over all contexts, each of them as much as the bare prompt, as in the published
+    code.
 
     Args:
         setup: the run's model, weights and settings; one layer is edited.
         whiten: use C; without it C = I, as published for Llama-3 and Qwen2.5.
-        clamp_norm_factor: replaces the model's.
 
     Raises:
         SphereBenchError: several layers are to be edited, or C is singular.
     """
 
-    def __init__(
-        self, setup: EditingSetup, whiten: bool = True, clamp_norm_factor: float | None = None
-    ) -> None:
+    def __init__(self, setup: EditingSetup, whiten: bool = True) -> None:
         if len(setup.weights.layers) != 1:
             raise SphereBenchError(
                 f"editor.layers={setup.weights.layers}: ROME edits one layer: name one"
             )
         (self.layer,) = setup.weights.layers
         self.setup = setup
-        self.values = setup.values
-        if clamp_norm_factor is not None:
-            check_above("editor.method.clamp_norm_factor", clamp_norm_factor, 0)
-            self.values = replace(setup.values, clamp_norm_factor=clamp_norm_factor)
         self._factor: Tensor | None = None
         if whiten:
             moment = setup.second_moments()[self.layer]
@@ -71,14 +63,15 @@ class Rome:
     def _delta(self, request: EditRequest) -> Tensor:
         """v* - W k, [d_out]."""
         setup = self.setup
+        outputs = projection_outputs(setup.loaded, [request], self.layer, setup.tokens_per_batch)
         solved = solve_target_values(
             setup.loaded,
             [request],
             self.layer,
             setup.contexts,
-            self.values,
+            setup.values,
             setup.tokens_per_batch,
-            projection_output_norms(setup.loaded, [request], self.layer, setup.tokens_per_batch),
+            outputs.norm(dim=1),
         )
         return solved.deltas[0]
 

@@ -1,6 +1,7 @@
 """UltraEdit: one closed-form update from hidden states and gradients, no value optimisation."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +11,27 @@ from torch.nn import functional
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.batch import Batch
 from sphere_bench.editing.editor import EditingSetup
-from sphere_bench.errors import check_above
+from sphere_bench.errors import check_above, check_at_least
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import backing_off, pad_right, token_batches
 from sphere_bench.models.hooks import capture, probe_outputs, select_positions
-from sphere_bench.models.tokens import encode_continuation
+from sphere_bench.models.tokens import Continuation, encode_continuation
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is read at the m positions that predict a target token.
+
+    Attributes:
+        owners: the request of each position, m.
+        chunks: the chunk of each position, [m].
+        layers: each layer's h [m, d_in], the input of its projection, and g [m, d_out], the
+            gradient of the loss at the projection's output; in double precision.
+    """
+
+    owners: list[EditRequest]
+    chunks: Tensor
+    layers: Mapping[int, tuple[Tensor, Tensor]]
 
 
 class UltraEdit:
@@ -22,41 +39,60 @@ class UltraEdit:
 
     H [m, d_in] holds the projection's inputs h at the positions that predict the batch's m target
     tokens; g are the gradients of the loss at the projection's outputs. h' and g' are h and g,
-    normalised by their mean and standard deviation over the run so far, with this batch. The
-    published code edits several projections of some late layers; here it is the one projection that
-    every editor edits.
+    normalised by their mean and standard deviation over the run so far, this batch included. As
+    published, layers whose weights have the same shape share one normaliser, and the loss is the
+    mean over the target tokens of a chunk of requests. The published code edits several
+    projections of some late layers; here it is the one projection that every editor edits.
 
     Args:
         setup: the run's model, weights and settings.
         learning_rate: lr.
+        chunk: how many requests share a loss, those with the longest texts first. How many run in
+            one forward is another matter.
 
     Raises:
-        SphereBenchError: the learning rate is not above 0.
+        SphereBenchError: the learning rate is not above 0, or the chunk below 1.
     """
 
-    def __init__(self, setup: EditingSetup, learning_rate: float = 1e-6) -> None:
+    def __init__(self, setup: EditingSetup, learning_rate: float = 1e-6, chunk: int = 10) -> None:
         self.setup = setup
         check_above("editor.method.learning_rate", learning_rate, 0)
+        check_at_least("editor.method.chunk", chunk, 1)
         self.learning_rate = learning_rate
-        self._moments = {layer: RunningMoments() for layer in setup.weights.layers}
+        self.chunk = chunk
+        self._shapes = {
+            layer: "x".join(map(str, weight.shape))
+            for layer, weight in setup.weights.pretrained.items()
+        }
+        self._moments = {shape: RunningMoments() for shape in self._shapes.values()}
 
     def edit(self, batch: Batch) -> None:
         with batch.timed("keys"):
-            owners, features = backing_off(
-                lambda tokens: self._features(batch.requests, tokens), self.setup.tokens_per_batch
+            features = backing_off(
+                lambda tokens: self.features(batch.requests, tokens), self.setup.tokens_per_batch
             )
-        for layer, (hidden, gradients) in features.items():
-            batch.check("key", hidden, owners)
-            batch.check("gradient", gradients, owners)
+        for hidden, gradients in features.layers.values():
+            batch.check("key", hidden, features.owners)
+            batch.check("gradient", gradients, features.owners)
+        with batch.timed("update"):
+            self.note(features)
+        for layer, (hidden, gradients) in features.layers.items():
             with batch.timed("update"):
                 update = self._update(layer, hidden, gradients)
             batch.write(layer, update)
 
+    def note(self, features: Features) -> None:
+        """Take the features of all layers into the normalisers, chunk after chunk."""
+        for layer, pair in features.layers.items():
+            rows = torch.cat(pair, dim=1)
+            for chunk in features.chunks.unique():
+                self._moments[self._shapes[layer]].update(rows[features.chunks == chunk])
+
     def _update(self, layer: int, hidden: Tensor, gradients: Tensor) -> Tensor:
         """dW [d_out, d_in] from H [m, d_in] and the gradients [m, d_out]."""
-        both = torch.cat([hidden, gradients], dim=1)
-        self._moments[layer].update(both)
-        normalized = self._moments[layer].normalize(both)
+        normalized = self._moments[self._shapes[layer]].normalize(
+            torch.cat([hidden, gradients], dim=1)
+        )
         width = hidden.shape[1]
         strengths = normalized[:, :width].square().sum(dim=1, keepdim=True)
         values = -self.learning_rate * strengths * normalized[:, width:]
@@ -66,32 +102,32 @@ class UltraEdit:
         update: Tensor = torch.linalg.solve(system, values).T @ hidden
         return update
 
-    def _features(
-        self, requests: Sequence[EditRequest], tokens_per_batch: int
-    ) -> tuple[list[EditRequest], dict[int, tuple[Tensor, Tensor]]]:
-        """The features of the m positions that predict a target token.
+    def features(self, requests: Sequence[EditRequest], tokens_per_batch: int) -> Features:
+        """The features of ``requests`` on the present model.
 
-        Returns:
-            The request of each position, [m], and for each layer h [m, d_in] and g [m, d_out].
+        Args:
+            requests: a batch.
+            tokens_per_batch: padded tokens in one forward.
         """
         loaded = self.setup.loaded
         texts = [
             encode_continuation(loaded.tokenizer, request.prompt, request.target_new)
             for request in requests
         ]
+        chunks, shares = self._chunked(texts)
         projections = {
             layer: loaded.layout.projection(layer) for layer in self.setup.weights.layers
         }
         found: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in projections}
-        owners: list[EditRequest] = []
+        owners: list[int] = []
         for group in token_batches([len(text.ids) - 1 for text in texts], tokens_per_batch):
             places = [
-                (row, column, texts[index].ids[column + 1])
+                (row, column, texts[index].ids[column + 1], index)
                 for row, index in enumerate(group)
                 for column in texts[index].predicting
             ]
-            owners += [requests[group[row]] for row, _, _ in places]
-            rows, columns, targets = torch.tensor(places, device=loaded.device).T
+            owners += [index for *_, index in places]
+            rows, columns, targets, indices = torch.tensor(places, device=loaded.device).T
             tokens = pad_right([texts[index].ids[:-1] for index in group]).to(loaded.device)
             with (
                 capture(projections, "input") as inputs,
@@ -99,29 +135,55 @@ class UltraEdit:
                 select_positions(loaded.layout.head, rows, columns),
             ):
                 output = loaded.model(input_ids=tokens, use_cache=False)
-            # The mean over the tokens of the whole batch, not of this group.
-            loss = functional.cross_entropy(output.logits[0].float(), targets, reduction="sum")
-            loss = loss / sum(text.target_length for text in texts)
+            nll = functional.cross_entropy(output.logits[0].float(), targets, reduction="none")
+            # A mean over the chunk, however it is spread over forwards.
+            loss = (nll * shares.to(nll)[indices]).sum()
             layers = list(projections)
             gradients = torch.autograd.grad(loss, [probes[layer] for layer in layers])
             for layer, gradient in zip(layers, gradients, strict=True):
                 hidden = as_double(inputs[layer].detach()[rows, columns])
                 found[layer].append((hidden, as_double(gradient[rows, columns])))
-        return owners, {
-            layer: (torch.cat([hidden for hidden, _ in pairs]), torch.cat([g for _, g in pairs]))
-            for layer, pairs in found.items()
-        }
+        return Features(
+            [requests[index] for index in owners],
+            chunks[owners].to(loaded.device),
+            {
+                layer: (
+                    torch.cat([hidden for hidden, _ in pairs]),
+                    torch.cat([g for _, g in pairs]),
+                )
+                for layer, pairs in found.items()
+            },
+        )
+
+    def _chunked(self, texts: Sequence[Continuation]) -> tuple[Tensor, Tensor]:
+        """For each of n texts its chunk, and the share of one of its tokens in the chunk's mean."""
+        longest_first = sorted(range(len(texts)), key=lambda index: -len(texts[index].ids))
+        chunks = torch.empty(len(texts), dtype=torch.long)
+        chunks[longest_first] = torch.arange(len(texts)) // self.chunk
+        lengths = torch.tensor([text.target_length for text in texts])
+        return chunks, 1 / chunks.bincount(weights=lengths)[chunks]
 
     def state_dict(self) -> dict[str, Any]:
-        return {str(layer): moments.state_dict() for layer, moments in self._moments.items()}
+        return {shape: moments.state_dict() for shape, moments in self._moments.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for layer, moments in state.items():
-            self._moments[int(layer)].load_state_dict(moments)
+        for shape, moments in state.items():
+            self._moments[shape].load_state_dict(moments)
+
+
+def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The rows of all forwards, in two tensors."""
+    hidden, gradients = zip(*pairs, strict=True)
+    return torch.cat(hidden), torch.cat(gradients)
 
 
 class RunningMoments:
-    """Mean and standard deviation of every column over all rows so far, by Chan's update."""
+    """Mean and standard deviation of every column over all rows so far, as published.
+
+    The rows of one update count n var to the sum of squares, var with the divisor n - 1, where
+    Chan's update has (n - 1) var: the standard deviation is the larger the smaller the updates are.
+    For a single row var is 0 / 0; it counts as 0 here, where the published code is NaN for good.
+    """
 
     def __init__(self) -> None:
         self.count = torch.zeros((), dtype=torch.float64)
@@ -129,19 +191,25 @@ class RunningMoments:
         self.squares = torch.zeros((), dtype=torch.float64)
 
     def update(self, rows: Tensor) -> None:
-        """Add ``rows`` [m, columns]."""
-        added, mean = len(rows), rows.mean(dim=0)
+        """Add ``rows`` [n, columns], in double precision."""
+        before, added = self.count.item(), len(rows)
+        total = before + added
+        mean = rows.mean(dim=0)
         shift = mean - self.mean.to(mean)
-        total = self.count.item() + added
-        between = shift.square() * (self.count.item() * added / total)
-        self.squares = self.squares.to(mean) + (rows - mean).square().sum(dim=0) + between
+        within = rows.var(dim=0) * added if added > 1 else torch.zeros_like(mean)
+        between = shift.square() * (before * added / total)
+        self.squares = self.squares.to(mean) + within + between
         self.mean = self.mean.to(mean) + shift * (added / total)
         self.count = torch.tensor(total, dtype=torch.float64)
 
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation of every column."""
+        return (self.squares / max(self.count.item() - 1, 1)).sqrt()
+
     def normalize(self, rows: Tensor) -> Tensor:
         """``rows`` minus the mean, divided by the standard deviation."""
-        deviation = (self.squares / max(self.count.item() - 1, 1)).sqrt()
-        return (rows - self.mean) / (deviation + torch.finfo(rows.dtype).eps)
+        return (rows - self.mean) / (self.deviation + torch.finfo(torch.float32).eps)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"count": self.count, "mean": self.mean, "squares": self.squares}

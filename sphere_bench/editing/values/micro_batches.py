@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -10,79 +11,128 @@ from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
-from sphere_bench.models.batching import token_batches
 from sphere_bench.models.loading import LoadedModel
+from sphere_bench.models.replay.packed import PackedBatch, takes_packed_tokens
 from sphere_bench.models.replay.prefixes import Stems
-from sphere_bench.models.replay.suffix import SuffixBatch
 
 
 class Loss(NamedTuple):
-    """For each request, [n]: a term of its loss, and how many target tokens are not the argmax."""
+    """A term of the loss, and what the argmax is, for each of n requests.
+
+    Attributes:
+        loss: [n].
+        hits: how many target tokens are the argmax in the contexts besides the bare prompt, [n].
+        misses: how many are not, [n].
+    """
 
     loss: Tensor
+    hits: Tensor
     misses: Tensor
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Texts that share one forward and backward, essence prompts first.
+    """Texts that share one forward and backward.
 
     Attributes:
-        batch: the texts, b rows.
-        requests: index of each row's request, [b].
-        targets: at each suffix position the token to predict there, or -1, [b, s].
+        batch: their tokens.
+        texts: what each of them is, in the order of ``batch``.
         before: log-probabilities after the e essence prompts, delta being 0, [e, vocab].
-        weight: of a target row in the loss of its request.
+        weight: of a text with a target in the loss of its request.
         kl_factor: weight of an essence prompt in it.
     """
 
-    batch: SuffixBatch
-    requests: Tensor
-    targets: Tensor
+    batch: PackedBatch
+    texts: list["_Text"]
     before: Tensor
     weight: float
     kl_factor: float
 
     def loss(self, delta: Tensor) -> Loss:
-        rows, columns = (self.targets >= 0).nonzero(as_tuple=True)
-        essences = torch.arange(len(self.before), device=rows.device)
-        logits = self.batch.logits(
-            self._edited(delta),
-            torch.cat([essences, rows]),
-            torch.cat([torch.zeros_like(essences), columns]),
-        )
-        after, logits = _split(logits, len(essences))
+        read, count = self._read, len(self.before)
+        logits = self.batch.logits(self._edited(delta), read.places)
+        after, logits = _split(logits, count)
         after = after.log_softmax(dim=1)
         divergence = (after.exp() * (after - self.before)).sum(dim=1)
-        asked = self.targets[rows, columns]
-        nll = functional.cross_entropy(logits, asked, reduction="none")
-        # The loss of a row is the mean over its target's tokens.
-        shares = self.weight / (self.targets >= 0).sum(dim=1)[rows]
-        wrong = (logits.detach().argmax(dim=1) != asked).to(nll.dtype)
-        loss = nll.new_zeros(len(delta))
+        nll = functional.cross_entropy(logits, read.asked, reduction="none")
+        right = logits.detach().argmax(dim=1) == read.asked
+        essences, targets = read.owners[:count], read.owners[count:]
+        none = nll.new_zeros(len(delta))
         return Loss(
-            loss.index_add(0, self.requests[rows], shares * nll).index_add(
-                0, self.requests[essences], self.kl_factor * divergence
+            none.index_add(0, targets, read.shares * nll).index_add(
+                0, essences, self.kl_factor * divergence
             ),
-            torch.zeros_like(loss).index_add(0, self.requests[rows], wrong),
+            none.index_add(0, targets, (read.counted & right).to(none)),
+            none.index_add(0, targets, (read.counted & ~right).to(none)),
         )
 
-    def keep(self, rows: Tensor) -> "MicroBatch":
-        """The same with only these rows, given in rising order."""
-        batch = self.batch.keep(rows)
+    def keep(self, running: Sequence[bool]) -> "MicroBatch | None":
+        """The same with only the requests that are running; ``None`` if none of these is here."""
+        kept = [place for place, text in enumerate(self.texts) if running[text.request]]
+        if len(kept) == len(self.texts):
+            return self
+        if not kept:
+            return None
+        essences = [running[text.request] for text in self.texts if not text.target]
         return replace(
             self,
-            batch=batch,
-            requests=self.requests[rows],
-            targets=self.targets[rows, : batch.tokens.shape[1]],
-            before=self.before[rows[rows < len(self.before)]],
+            batch=self.batch.keep(kept),
+            texts=[self.texts[place] for place in kept],
+            before=self.before[[place for place, kept in enumerate(essences) if kept]],
         )
 
     def _edited(self, delta: Tensor) -> Tensor:
         """The output of layer z, with each request's delta added at the subject's last token."""
         hidden = self.batch.hidden
-        first = hidden[:, :1] + delta[self.requests, None]
-        return torch.cat([first.to(hidden.dtype), hidden[:, 1:]], dim=1)
+        added = delta.index_select(0, self._owners)
+        return hidden.index_add(0, self._firsts, added.to(hidden.dtype))
+
+    @cached_property
+    def _firsts(self) -> Tensor:
+        return torch.tensor(self.batch.firsts, device=self.before.device)
+
+    @cached_property
+    def _owners(self) -> Tensor:
+        return torch.tensor([text.request for text in self.texts], device=self.before.device)
+
+    @cached_property
+    def _read(self) -> "_Read":
+        essences, targets = [], []
+        for text, first in zip(self.texts, self.batch.firsts, strict=True):
+            # The last target token is predicted after all of the text's tokens.
+            behind = first + len(text.ids) - text.start - len(text.target)
+            if not text.target:
+                essences.append((first, text.request))
+            for place, token in enumerate(text.target, start=behind):
+                share = self.weight / len(text.target)
+                targets.append((place, text.request, token, share, text.kind > 0))
+        device = self.before.device
+        places, owners = zip(*essences, *(target[:2] for target in targets), strict=True)
+        return _Read(
+            torch.tensor(places, device=device),
+            torch.tensor(owners, device=device),
+            torch.tensor([token for _, _, token, *_ in targets], dtype=torch.long, device=device),
+            torch.tensor([share for *_, share, _ in targets], device=device),
+            torch.tensor([other for *_, other in targets], dtype=torch.bool, device=device),
+        )
+
+
+class _Read(NamedTuple):
+    """What is read of a forward: first the essence prompts, then all target tokens.
+
+    Attributes:
+        places: of the tokens after which a prediction is read, [e + m].
+        owners: their requests, [e + m].
+        asked: the target tokens, [m].
+        shares: weight of each target token in the loss of its request, [m].
+        counted: whether its prompt is another than the bare one, [m].
+    """
+
+    places: Tensor
+    owners: Tensor
+    asked: Tensor
+    shares: Tensor
+    counted: Tensor
 
 
 def micro_batches(
@@ -102,7 +152,7 @@ def micro_batches(
         requests: n edits.
         layer: z.
         contexts: templates with one ``{}``; the first is the bare prompt.
-        tokens_per_batch: padded suffix tokens in a micro-batch.
+        tokens_per_batch: suffix tokens in a micro-batch.
         kl_factor: weight of the essence prompts.
 
     Returns:
@@ -118,13 +168,11 @@ def micro_batches(
         layer,
         upper,
     )
+    whole = takes_packed_tokens(upper, layer)
     initial = torch.empty(len(requests), loaded.model.config.hidden_size, device=loaded.device)
     batches = []
-    lengths = [len(text.ids) - text.start for text in texts]
-    for indices in token_batches(lengths, tokens_per_batch):
-        # Sorted, so that essence prompts come first.
-        group = [texts[index] for index in sorted(indices)]
-        batch = SuffixBatch.build(
+    for group in _shared(texts, tokens_per_batch):
+        batch = PackedBatch.build(
             loaded,
             [text.ids for text in group],
             [text.start for text in group],
@@ -132,25 +180,30 @@ def micro_batches(
             upper,
             stems,
             [text.kind for text in group],
+            whole=whole,
         )
-        owners = torch.tensor([text.request for text in group])
-        bare = torch.tensor([text.kind == 0 for text in group])
-        initial[owners[bare]] = batch.hidden[bare, 0].to(initial.dtype)
-        targets = torch.full(batch.tokens.shape, -1, dtype=torch.long)
-        for row, text in enumerate(group):
-            end = len(text.ids) - text.start
-            targets[row, end - len(text.target) : end] = torch.as_tensor(text.target)
-        batches.append(
-            MicroBatch(
-                batch,
-                owners.to(loaded.device),
-                targets.to(loaded.device),
-                _log_probabilities(batch, sum(not text.target for text in group)),
-                1 / len(contexts),
-                kl_factor,
-            )
-        )
+        own = [group[index] for index in batch.order]
+        bare = [index for index, text in enumerate(own) if text.kind == 0]
+        initial[[own[index].request for index in bare]] = batch.hidden[
+            [batch.firsts[index] for index in bare]
+        ].to(initial.dtype)
+        before = _log_probabilities(batch, [i for i, text in enumerate(own) if not text.target])
+        batches.append(MicroBatch(batch, own, before, 1 / len(contexts), kl_factor))
     return batches, initial
+
+
+def _shared(texts: Sequence["_Text"], tokens_per_batch: int) -> list[list["_Text"]]:
+    """The texts in as few groups as the tokens behind the subjects allow, of similar length."""
+    groups: list[list[_Text]] = []
+    room = 0
+    for text in sorted(texts, key=lambda text: len(text.ids) - text.start):
+        length = len(text.ids) - text.start
+        if length > room:
+            groups.append([])
+            room = max(tokens_per_batch, length)
+        groups[-1].append(text)
+        room -= length
+    return groups
 
 
 class _Text(NamedTuple):
@@ -200,10 +253,11 @@ def _split(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _log_probabilities(batch: SuffixBatch, count: int) -> Tensor:
-    """Log-probabilities after the first token of the first ``count`` rows, [count, vocab]."""
-    if not count:
-        return torch.empty(0, 1, device=batch.hidden.device)
-    rows = torch.arange(count, device=batch.hidden.device)
-    batch = batch.keep(rows)
-    return batch.logits(batch.hidden, rows, torch.zeros_like(rows)).log_softmax(dim=1)
+def _log_probabilities(batch: PackedBatch, texts: Sequence[int]) -> Tensor:
+    """Log-probabilities after the first suffix token of some texts, [n, vocab]."""
+    device = batch.hidden.device
+    if not texts:
+        return torch.empty(0, 1, device=device)
+    batch = batch.keep(texts)
+    places = torch.tensor(batch.firsts, device=device)
+    return batch.logits(batch.hidden, places).log_softmax(dim=1)

@@ -3,8 +3,10 @@
 This is MEMIT's optimisation (arXiv 2210.07229, section 4.3.1), for all requests of a batch at once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import torch
@@ -12,14 +14,19 @@ from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.values.micro_batches import Loss, MicroBatch, micro_batches
-from sphere_bench.models.batching import backing_off
+from sphere_bench.editing.values.stopping import LossThreshold, Stopping
+from sphere_bench.models.batching import Budget, backing_off
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
+
+# Requests that are solved together on a CPU, where the products are as fast for few as for many.
+# On a device as many as there are for a process.
+_REQUESTS_A_PIECE = 16
 
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """Settings of the value solver; all but the last two belong to a model.
+    """Settings of the value solver; all but the last three belong to a model.
 
     Attributes:
         steps: iterations; the last one computes the loss and takes no step.
@@ -28,8 +35,8 @@ class ValueSettings:
         clamp_norm_factor: ||delta|| is kept at or below this times ||h0||.
         kl_factor: factor of the KL divergence at the subject's last token of "{subject} is a".
         loss_threshold: a request is finished once its loss is below it.
-        stop_at_argmax: a request is also finished once its target is the argmax in every context
-            (ENCORE, arXiv 2502.01636).
+        stopping: makes, from ``loss_threshold``, what decides when a request is finished.
+        jointly: the requests share one loss, the mean over them, and so they finish together.
         precision: dtype of the layers above z; ``None`` is the model's own. The layers up to z,
             delta, its Adam state and the losses keep their dtype.
     """
@@ -40,7 +47,8 @@ class ValueSettings:
     clamp_norm_factor: float = 0.75
     kl_factor: float = 0.0625
     loss_threshold: float = 5e-2
-    stop_at_argmax: bool = False
+    stopping: Callable[[float], Stopping] = LossThreshold
+    jointly: bool = False
     precision: torch.dtype | None = None
 
 
@@ -65,16 +73,16 @@ def solve_target_values(
     layer: int,
     contexts: Sequence[str],
     settings: ValueSettings,
-    tokens_per_batch: int = 2048,
-    reference_norms: Tensor | None = None,
+    tokens_per_batch: int | Budget = 2048,
+    norms: Tensor | None = None,
     advance: Callable[[float], None] | None = None,
 ) -> TargetValues:
     """Optimise one delta per request, added to ``layer``'s output at the subject's last token.
 
     The loss of a request has three terms: the NLL of the new target, as a mean over its tokens and
     then over the contexts; kl_factor * KL(after || before) on the essence prompt; the weight decay.
-    Requests share forwards and nothing else: each has its own delta, Adam state, clamp and stopping
-    point, and leaves the batch once it is finished.
+    Requests share forwards and, unless ``settings.jointly`` is set, nothing else: each has its own
+    delta, Adam state, clamp and stopping point, and leaves the batch once it is finished.
 
     Args:
         loaded: the model as earlier batches left it.
@@ -84,20 +92,68 @@ def solve_target_values(
         settings: of the solver.
         tokens_per_batch: padded suffix tokens in one forward and backward; halved when memory
             runs out.
-        reference_norms: [n], used instead of ||h0|| in the clamp and the weight decay.
+        norms: [n], used instead of ||h0|| in the clamp and the weight decay.
         advance: is given the share of the iterations that are done.
     """
+    size = _REQUESTS_A_PIECE
+    if settings.jointly:
+        size = len(requests)
+    elif loaded.device.type != "cpu":
+        size = math.ceil(len(requests) / loaded.team.size)
+    pieces = [
+        (requests[first : first + size], None if norms is None else norms[first : first + size])
+        for first in range(0, len(requests), size)
+    ]
+    solved = loaded.team.map(
+        loaded,
+        _solve_pieces,
+        pieces,
+        layer,
+        contexts,
+        settings,
+        tokens_per_batch,
+        advance=advance,
+    )
+    return TargetValues(
+        torch.cat([part.values.to(loaded.device) for part in solved]),
+        torch.cat([part.deltas.to(loaded.device) for part in solved]),
+        [losses for part in solved for losses in part.losses],
+    )
+
+
+def _solve_pieces(
+    loaded: LoadedModel,
+    pieces: Sequence[tuple[Sequence[EditRequest], Tensor | None]],
+    layer: int,
+    contexts: Sequence[str],
+    settings: ValueSettings,
+    tokens_per_batch: int | Budget,
+    advance: Callable[[float], None] | None = None,
+) -> list[TargetValues]:
+    """The target values of each piece: requests, and what to use instead of their ||h0||."""
     above = range(layer + 1, len(loaded.layout))
     upper = with_layers_in(loaded, above, settings.precision or loaded.dtype)
 
-    def solve(tokens: int) -> TargetValues:
+    def solve(
+        requests: Sequence[EditRequest],
+        reference_norms: Tensor | None,
+        advance: Callable[[float], None],
+        tokens: int,
+    ) -> TargetValues:
         batches, initial = micro_batches(
             loaded, upper, requests, layer, contexts, tokens, settings.kl_factor
         )
         norms = initial.norm(dim=1) if reference_norms is None else reference_norms
         return _Solver(batches, initial, norms, settings, advance).solve()
 
-    return backing_off(solve, tokens_per_batch)
+    def part_done(index: int, share: float) -> None:
+        if advance is not None:
+            advance((index + share) / len(pieces))
+
+    return [
+        backing_off(partial(solve, *piece, partial(part_done, index)), tokens_per_batch)
+        for index, piece in enumerate(pieces)
+    ]
 
 
 @dataclass
@@ -116,32 +172,34 @@ class _Solver:
     initial: Tensor
     norms: Tensor
     settings: ValueSettings
-    advance: Callable[[float], None] | None = None
+    advance: Callable[[float], None]
 
     def solve(self) -> TargetValues:
         settings, initial = self.settings, self.initial
         delta = torch.zeros_like(initial, requires_grad=True)
         optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)
         active = torch.ones(len(initial), dtype=torch.bool, device=initial.device)
+        running = [True] * len(initial)  # the same on the host
         losses: list[list[float]] = [[] for _ in range(len(initial))]
+        stopping = settings.stopping(settings.loss_threshold)
         for iteration in range(settings.steps):
             last = iteration == settings.steps - 1
-            if self.advance is not None:
-                self.advance(iteration / settings.steps)
+            self.advance(iteration / settings.steps)
             optimizer.zero_grad()
-            loss, misses = self._loss(delta, backward=not last)
-            for index, value in zip(
-                active.nonzero()[:, 0].tolist(), loss[active].tolist(), strict=True
-            ):
-                losses[index].append(value)
-            finished = active & (loss < settings.loss_threshold)
-            if settings.stop_at_argmax:
-                finished |= active & (misses == 0)
-            active = active & ~finished
-            if last or not active.any():
+            found = self._loss(delta, backward=not last)
+            finished = stopping.finished(found)
+            # Here alone, once an iteration, the host waits for the device.
+            values, ends = torch.stack([found.loss, finished.to(found.loss)]).tolist()
+            for index, value in enumerate(values):
+                if running[index]:
+                    losses[index].append(value)
+            earlier = running
+            running = [ran and not end for ran, end in zip(earlier, ends, strict=True)]
+            if last or not any(running):
                 break
-            if finished.any():
-                self._drop_finished(active)
+            if running != earlier:
+                active = active & ~finished
+                self._drop_finished(running)
             before = delta.detach().clone()
             optimizer.step()
             with torch.no_grad():
@@ -151,26 +209,19 @@ class _Solver:
         return TargetValues(initial + delta.detach(), delta.detach(), losses)
 
     def _loss(self, delta: Tensor, *, backward: bool) -> Loss:
-        """Loss and misses of every request; the gradient is added to ``delta.grad``."""
-        total = torch.zeros(len(delta), device=delta.device)
-        misses = torch.zeros_like(total)
+        """What an iteration finds for every request; the gradient is added to ``delta.grad``."""
+        jointly, total = self.settings.jointly, Loss(*torch.zeros(3, len(delta)).to(delta))
         with torch.set_grad_enabled(backward):
             decay = self.settings.weight_decay * delta.norm(dim=1) / self.norms**2
-            own = Loss(decay, misses.clone())
+            own = Loss(decay, torch.zeros_like(decay), torch.zeros_like(decay))
             for term in chain([own], (batch.loss(delta) for batch in self.batches)):
-                total += term.loss.detach()
-                misses += term.misses
+                for summed, part in zip(total, term, strict=True):
+                    summed += part.detach()
                 if backward:
-                    term.loss.sum().backward()
-        return Loss(total, misses)
+                    (term.loss.mean() if jointly else term.loss.sum()).backward()
+        return total._replace(loss=total.loss.mean().expand(len(delta))) if jointly else total
 
-    def _drop_finished(self, active: Tensor) -> None:
-        kept = []
-        for batch in self.batches:
-            wanted = active[batch.requests].nonzero()[:, 0]
-            if len(wanted) == len(batch.requests):
-                kept.append(batch)
-            elif len(wanted):
-                kept.append(batch.keep(wanted))
+    def _drop_finished(self, running: Sequence[bool]) -> None:
+        kept = [batch.keep(running) for batch in self.batches]
         # In place: the list that the caller still holds would keep the dropped ones in memory.
-        self.batches[:] = kept
+        self.batches[:] = [batch for batch in kept if batch is not None]
