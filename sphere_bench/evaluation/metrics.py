@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from sphere_bench.data.records import KINDS, Accuracy, PromptKind
 
-METRICS = (*(kind.metric for kind in KINDS), "score")
+SCORE = "score"
+METRICS = (*(kind.metric for kind in KINDS), SCORE)
 
 
 def success(kind: PromptKind, nll_new: float | None, nll_true: float | None) -> float:
@@ -48,6 +49,31 @@ def mean(values: Iterable[float]) -> float:
 def mean_over_records(records: Iterable[Iterable[float]]) -> float:
     """Mean within each record, then over the records that have a value."""
     return mean(mean(values) for values in records)
+
+
+def mean_of_kind(records: Sequence[Sequence[tuple[str, float]]], kind: PromptKind) -> float:
+    """Mean over the prompts of one kind in each record, then over records.
+
+    Args:
+        records: for each record its prompts, each with the name of its kind and its value.
+        kind: the kind.
+    """
+    return mean_over_records(
+        [value for name, value in record if name == kind.name] for record in records
+    )
+
+
+def scores_of(
+    records: Sequence[Sequence[tuple[str, float]]], kinds: Sequence[PromptKind]
+) -> dict[str, float]:
+    """Each kind's metric and their harmonic mean, ``score``, in percent, by one measure.
+
+    Args:
+        records: for each record its prompts, each with the name of its kind and its value, 0 to 1.
+        kinds: the kinds of prompts that there are; those that are ``scored`` make the score.
+    """
+    scores = {kind.metric: 100.0 * mean_of_kind(records, kind) for kind in kinds}
+    return {**scores, SCORE: harmonic_mean([scores[kind.metric] for kind in kinds if kind.scored])}
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

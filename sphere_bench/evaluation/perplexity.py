@@ -8,7 +8,7 @@ from torch.nn import functional
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.columns import Column, Declared
 from sphere_bench.evaluation.probe import Findings, Moment, ProbeSetup
-from sphere_bench.models.batching import backing_off, pad_right, token_batches
+from sphere_bench.models.batching import backing_off, launch_price, pad_right, token_batches
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.tokens import token_windows
 
@@ -63,7 +63,7 @@ class Perplexity:
         """Sum over all tokens but each window's first."""
         total = torch.zeros((), dtype=torch.float64)
         lengths = [len(window) - 1 for window in self._windows]
-        for group in token_batches(lengths, tokens_per_batch):
+        for group in token_batches(lengths, tokens_per_batch, launch_price(self.loaded.device)):
             total += self._group_nll([self._windows[index] for index in group])
         return total
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from sphere_bench.data.records import EditDataset
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.evaluation.columns import Declared
+from sphere_bench.models.batching import Budget
 from sphere_bench.models.loading import LoadedModel
 
 Row = Mapping[str, Any]
@@ -29,7 +30,7 @@ class ProbeSetup:
     dataset: EditDataset
     weights: EditedWeights
     seed: int
-    tokens_per_batch: int
+    tokens_per_batch: Budget
     texts: Callable[[str, str], Iterable[str]]
 
 
@@ -41,7 +42,8 @@ class Moment:
         step: batches edited so far; 0 is the unedited model.
         edits: records edited so far.
         batch_size: records in a batch; the last one may be smaller.
-        scopes: scope to the indices of its records in the dataset, see ``evaluation.scopes``.
+        scopes: scope to the indices of the records that count in it, see ``evaluation.scopes``: a
+            superseded record is in none of them.
     """
 
     step: int

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.models.batching import backing_off, pad_right, token_batches
+from sphere_bench.models.batching import Budget, backing_off, launch_price, pad_right, token_batches
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.tokens import encode_continuation
@@ -25,7 +25,7 @@ class TargetScore(NamedTuple):
     matches: tuple[bool, ...]
 
 
-class _Request(NamedTuple):
+class TargetPlace(NamedTuple):
     """Where a target is read off: in which row, behind which columns, for which tokens."""
 
     row: tuple[int, ...]
@@ -33,9 +33,8 @@ class _Request(NamedTuple):
     tokens: list[int]
 
 
-@torch.no_grad()
 def score_targets(
-    loaded: LoadedModel, pairs: Sequence[tuple[str, str]], tokens_per_batch: int = 4096
+    loaded: LoadedModel, pairs: Sequence[tuple[str, str]], tokens_per_batch: int | Budget = 4096
 ) -> list[TargetScore]:
     """Score every target behind its prompt.
 
@@ -55,7 +54,7 @@ def score_targets(
     Raises:
         SphereBenchError: the tokenizer leaves nothing of a prompt or a target.
     """
-    requests = {pair: _request(loaded, *pair) for pair in dict.fromkeys(pairs)}
+    requests = {pair: target_place(loaded, *pair) for pair in dict.fromkeys(pairs)}
     if not requests:
         return []
     host_of = _hosts([request.row for request in requests.values()])
@@ -65,19 +64,37 @@ def score_targets(
     hosts = list(of_host)
 
     def score_all(size: int) -> dict[tuple[str, str], TargetScore]:
-        scores: dict[tuple[str, str], TargetScore] = {}
-        for batch in token_batches([len(host) for host in hosts], size):
-            rows = [hosts[index] for index in batch]
-            waiting = [(place, pair) for place, row in enumerate(rows) for pair in of_host[row]]
-            found = _score_batch(loaded, rows, [(place, requests[pair]) for place, pair in waiting])
-            scores.update(zip((pair for _, pair in waiting), found, strict=True))
-        return scores
+        price = launch_price(loaded.device)
+        batches = token_batches([len(host) for host in hosts], size, price)
+        asked = [[pair for index in batch for pair in of_host[hosts[index]]] for batch in batches]
+        pieces = [
+            _Piece(
+                [hosts[index] for index in batch],
+                [
+                    (place, requests[pair])
+                    for place, index in enumerate(batch)
+                    for pair in of_host[hosts[index]]
+                ],
+            )
+            for batch in batches
+        ]
+        found = loaded.team.map(loaded, _score_pieces, pieces)
+        return {
+            pair: score
+            for pairs, scores in zip(asked, found, strict=True)
+            for pair, score in zip(pairs, scores, strict=True)
+        }
 
     scores = backing_off(score_all, tokens_per_batch)
     return [scores[pair] for pair in pairs]
 
 
-def _request(loaded: LoadedModel, prompt: str, target: str) -> _Request:
+def target_place(loaded: LoadedModel, prompt: str, target: str) -> TargetPlace:
+    """Where ``target`` is read off behind ``prompt``, the two tokenised as one text.
+
+    Raises:
+        SphereBenchError: the tokenizer leaves nothing of the prompt or the target.
+    """
     text = encode_continuation(loaded.tokenizer, prompt, target)
     if not 0 < text.target_length < len(text.ids):
         part = "prompt" if text.target_length else "target"
@@ -86,7 +103,7 @@ def _request(loaded: LoadedModel, prompt: str, target: str) -> _Request:
         )
     # The last token is never read: nothing behind it is asked for.
     targets = [text.ids[column + 1] for column in text.predicting]
-    return _Request(tuple(text.ids[:-1]), text.predicting, targets)
+    return TargetPlace(tuple(text.ids[:-1]), text.predicting, targets)
 
 
 def _hosts(rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
@@ -101,12 +118,25 @@ def _hosts(rows: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, 
     return host_of
 
 
-def _score_batch(
-    loaded: LoadedModel,
-    rows: Sequence[tuple[int, ...]],
-    requests: Sequence[tuple[int, _Request]],
-) -> list[TargetScore]:
-    """Scores of ``requests``, each with its row's place in ``rows``, in one forward pass."""
+class _Piece(NamedTuple):
+    """What is scored in one forward pass.
+
+    Attributes:
+        rows: tokens.
+        requests: each with its row's place in ``rows``.
+    """
+
+    rows: Sequence[tuple[int, ...]]
+    requests: Sequence[tuple[int, TargetPlace]]
+
+
+@torch.no_grad()
+def _score_pieces(loaded: LoadedModel, pieces: Sequence[_Piece]) -> list[list[TargetScore]]:
+    return [_score_piece(loaded, piece) for piece in pieces]
+
+
+def _score_piece(loaded: LoadedModel, piece: _Piece) -> list[TargetScore]:
+    rows, requests = piece
     slots: dict[tuple[int, int], int] = {}
     slot_of_token = [
         slots.setdefault((place, column), len(slots))

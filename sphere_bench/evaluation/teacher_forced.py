@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sphere_bench.data.records import (
     HEADLINES,
@@ -16,11 +15,12 @@ from sphere_bench.data.records import (
 )
 from sphere_bench.evaluation import metrics
 from sphere_bench.evaluation.columns import HEADLINE, Column, Declared, Table
+from sphere_bench.evaluation.metrics import SCORE
 from sphere_bench.evaluation.probe import Findings, Moment, ProbeSetup
+from sphere_bench.evaluation.prompts import PROMPT, asked_prompts
 from sphere_bench.evaluation.scoring import TargetScore, score_targets
+from sphere_bench.models.batching import Budget
 from sphere_bench.models.loading import LoadedModel
-
-SCORE = "score"
 
 _MEANING = {
     "success": "share of prompts on which the wanted answer is likelier than the other one",
@@ -31,11 +31,7 @@ CASES = Table(
     "cases",
     "one row for each step, scope, record and prompt",
     (
-        Column("scope", "text", "batch, seen, first or all"),
-        Column("case_id", "text", "the record's own name"),
-        Column("edited_at", "whole", "step at which the record is edited"),
-        Column("kind", "text", "kind of prompt: rewrite, paraphrase, neighbourhood, ..."),
-        Column("prompt_index", "whole", "number of the prompt among the record's of this kind"),
+        *PROMPT,
         Column("nll_new", "real", "mean NLL of the new target's tokens, teacher forced", "nats"),
         Column("nll_true", "real", "the same of the true target's tokens", "nats"),
         Column("success", "real", "1 if the target that should win is the likelier one, else 0"),
@@ -113,15 +109,10 @@ class TeacherForced:
             scope: summarize([results[index] for index in indices], dataset.headline, dataset.kinds)
             for scope, indices in moment.scopes.items()
         }
-        cases: list[dict[str, Any]] = []
-        for scope, indices in moment.scopes.items():
-            for index in indices:
-                head = {
-                    "scope": scope,
-                    "case_id": dataset.records[index].case.case_id,
-                    "edited_at": moment.edited_at(index),
-                }
-                cases.extend({**head, **row} for row in _prompt_rows(results[index]))
+        cases = [
+            {**asked.row, **_numbers(results[asked.record][asked.place])}
+            for asked in asked_prompts(dataset, moment, moment.scopes)
+        ]
         return Findings(scopes=scopes, tables={CASES.name: cases})
 
 
@@ -131,7 +122,7 @@ def score_records(
     rule: Accuracy,
     kinds: Sequence[PromptKind] = KINDS,
     *,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int | Budget = 4096,
 ) -> list[list[PromptResult]]:
     """Every prompt of every record: likelihoods of both targets, success and accuracy.
 
@@ -170,20 +161,16 @@ def summarize(
     Each kind's metric by both measures (``efficacy_success``, ...), their harmonic means
     (``score_success``, ...), and the headline measure of each under the metric's own name.
     """
-    both: dict[str, float] = {}
+    both: dict[str, dict[str, float]] = {}
     for measure in HEADLINES:
-        scored = []
-        for kind in kinds:
-            value = 100.0 * metrics.mean_over_records(
-                [getattr(result, measure) for result in record if result.prompt.kind == kind.name]
-                for record in results
-            )
-            both[f"{kind.metric}_{measure}"] = value
-            if kind.scored:
-                scored.append(value)
-        both[f"{SCORE}_{measure}"] = metrics.harmonic_mean(scored)
-    names = [*(kind.metric for kind in kinds), SCORE]
-    return {**{name: both[f"{name}_{headline}"] for name in names}, **both}
+        values = [[(each.prompt.kind, getattr(each, measure)) for each in of] for of in results]
+        both[measure] = metrics.scores_of(values, kinds)
+    named = {
+        f"{name}_{measure}": value
+        for measure, scores in both.items()
+        for name, value in scores.items()
+    }
+    return {**both[headline], **named}
 
 
 def _meaning(metric: str, measure: str) -> str:
@@ -212,20 +199,10 @@ def _prompt_result(
     )
 
 
-def _prompt_rows(results: Sequence[PromptResult]) -> list[dict[str, Any]]:
-    counts: dict[str, int] = {}
-    rows = []
-    for result in results:
-        kind = result.prompt.kind
-        rows.append(
-            {
-                "kind": kind,
-                "prompt_index": counts.setdefault(kind, 0),
-                "nll_new": result.nll_new,
-                "nll_true": result.nll_true,
-                "success": None if math.isnan(result.success) else result.success,
-                "accuracy": None if math.isnan(result.accuracy) else result.accuracy,
-            }
-        )
-        counts[kind] += 1
-    return rows
+def _numbers(result: PromptResult) -> dict[str, float | None]:
+    return {
+        "nll_new": result.nll_new,
+        "nll_true": result.nll_true,
+        "success": None if math.isnan(result.success) else result.success,
+        "accuracy": None if math.isnan(result.accuracy) else result.accuracy,
+    }

@@ -1,5 +1,6 @@
 """Tokenizers of every family, trained here on a few sentences so that words fall into pieces."""
 
+import json
 from collections.abc import Callable
 
 from tokenizers import (
@@ -72,8 +73,19 @@ def sentencepiece_bpe() -> Tokenizer:
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.pre_tokenizer = None
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
     tokenizer.post_processor = _template(tokenizer, "<s> $A")
-    return tokenizer
+    # The trainer takes bytes only as special tokens, which a decoder may leave out.
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in SPECIAL]
+    return Tokenizer.from_str(json.dumps(content))
 
 
 FAMILIES: dict[str, Callable[[], Tokenizer]] = {
