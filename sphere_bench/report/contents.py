@@ -4,22 +4,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sphere_bench.config.identity import flatten
-from sphere_bench.report import energy_figures, score_figures, weight_figures
+from sphere_bench.report import energy_figures, notes, score_figures, weight_figures
 from sphere_bench.report.collapse_table import MEANING, collapse_table
 from sphere_bench.report.comparing import SCOPES, Setting
 from sphere_bench.report.correlation_tables import (
-    POOLED,
-    correlation_table,
+    each_runs_table,
     lag_table,
     layer_correlation_table,
+    pooled_table,
 )
 from sphere_bench.report.cost import time_figure, time_table
 from sphere_bench.report.drawing import Drawing
+from sphere_bench.report.gain_tables import gains_table
 from sphere_bench.report.items import Folded, Item, Note, Section, Source, with_prefix
+from sphere_bench.report.published import published_table
 from sphere_bench.report.reading import Run
 from sphere_bench.report.run_tables import differences_table, runs_table
 from sphere_bench.report.score_tables import (
-    gains_table,
+    beside_scores_table,
     headline_table,
     meanings_table,
     measured_earlier,
@@ -108,8 +110,12 @@ def _results(setting: Setting) -> list[Item]:
     for scope in setting.scopes:
         table = headline_table(setting, scope, setting.measures)
         items.append(replace(table, caption=f"{table.caption}: {SCOPES.get(scope, scope)}"))
+    if (beside := beside_scores_table(setting, setting.scopes[0])) is not None:
+        items.append(beside)
     meanings = meanings_table(setting)
-    return [*items, Folded(meanings.caption, [meanings])]
+    items.append(Folded(meanings.caption, [meanings]))
+    published = published_table(setting)
+    return items if published is None else [*items, Note(notes.PUBLISHED), published]
 
 
 def _gains(setting: Setting, scope: str) -> list[Item]:
@@ -119,13 +125,7 @@ def _gains(setting: Setting, scope: str) -> list[Item]:
             items += [score_figures.gains(setting, table, measure), table]
     if not items:
         return [Note("No two of these runs differ in SPHERE alone: run the same with sphere=off.")]
-    note = Note(
-        "Points are differences of percentages; % is of the value without SPHERE, and does not "
-        "exist where that is zero. The paper’s average is its poster’s (arXiv 2510.01172), over "
-        "its models, editors and data, in % alone, and without saying of which measure: it is here "
-        "to compare with, not a result of these runs."
-    )
-    return [note, *items]
+    return [Note(notes.GAINS), Note(notes.POSTER), *items]
 
 
 def _curves(setting: Setting, scope: str) -> list[Item]:
@@ -152,7 +152,18 @@ def _is_series(setting: Setting, scope: str, measure: str) -> bool:
 
 def _retention(setting: Setting) -> list[Item]:
     missing = Note(f"These runs have recorded no {setting.headline} of single prompts.")
-    return [score_figures.retention(setting) or missing]
+    others = [measure for measure in setting.measures if _has_prompts_of_its_own(setting, measure)]
+    drawn = _drawn(*(score_figures.retention(setting, measure) for measure in others))
+    return [score_figures.retention(setting, setting.headline) or missing, *drawn]
+
+
+def _has_prompts_of_its_own(setting: Setting, measure: str) -> bool:
+    """Whether single prompts have the measure in a table other than that of the headline."""
+    tables = [
+        {run.declared.prompts_of(each)[0] for run in setting.runs}
+        for each in (measure, setting.headline)
+    ]
+    return tables[0] != tables[1]
 
 
 def _energy(setting: Setting) -> list[Item]:
@@ -168,22 +179,12 @@ def _energy(setting: Setting) -> list[Item]:
     items: list[Item] = [
         figure,
         energy_figures.energy_against_quality(setting, scope),
-        Note(
-            "The unedited model is left out: from it to the first batch quality rises because "
-            "anything is edited at all. Pooled correlations are within runs: from each run its "
-            "mean is taken first. Intervals and p-values take a run’s steps as independent, which "
-            "they are not quite, and are not corrected for their number; levels that both drift "
-            "correlate whatever the cause, so the changes are the stricter test. A run of fewer "
-            "than four points gives no number, nor do constant ones; fewer than eight in all give "
-            "no interval."
-        ),
+        Note(notes.CORRELATIONS),
+        Note(notes.P_VALUES),
     ]
     for of_changes in (False, True):
-        table = correlation_table(setting, scope, of_changes)
-        pooled = table.rows[table.rows["run"] == POOLED].reset_index(drop=True)
-        name = f"{table.name}-pooled"
-        items.append(replace(table, name=name, rows=pooled, emphasized=frozenset()))
-        items.append(Folded(f"{table.caption}: each run", [table]))
+        each = each_runs_table(setting, scope, of_changes)
+        items += [pooled_table(setting, scope, of_changes), Folded(each.caption, [each])]
     by_layer = layer_correlation_table(setting, scope)
     lagged = lag_table(setting, scope)
     folded = [Folded(table.caption, [table]) for table in (by_layer, lagged)]
@@ -218,7 +219,8 @@ def _drawn(*drawings: Drawing | None) -> list[Item]:
 
 
 def _origin(run: Run) -> str:
-    facts = {key: value for key, value in run.provenance.items() if key != "columns"}
+    shown = run.provenance.keys() - {"columns", "config"}
+    facts = {key: value for key, value in run.provenance.items() if key in shown}
     lines = [str(run.folder), ""]
     for each in (flatten(facts), run.config):
         lines += [f"{key}: {value}" for key, value in each.items()]

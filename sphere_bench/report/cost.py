@@ -15,6 +15,8 @@ _COLORS = (
     "#0072b2", "#cc79a7", "#d55e00", "#009e73", "#8b939e", "#b07800", "#6a51a3", "#8c564b"
 )  # fmt: skip
 
+_SECONDS = "seconds_"
+
 
 def time_table(setting: Setting) -> Table:
     """Seconds an edit by stage over the whole run so far, and the largest memory."""
@@ -27,6 +29,7 @@ def time_table(setting: Setting) -> Table:
                 "variant": arm.variant,
                 **costs.mean().to_dict(),
                 **costs.std().add_suffix("_std").to_dict(),
+                **_shares(costs.mean()),
             }
         )
     shares = [f"share_{stage}" for stage in setting.stages]
@@ -69,8 +72,15 @@ def time_figure(setting: Setting, table: Table) -> Drawing:
     )
 
 
+def _shares(costs: "pandas.Series[float]") -> dict[str, float]:
+    """Each stage's share of the mean time, in percent: not a mean of the runs' shares."""
+    total = float(costs["total"]) or math.nan
+    stages = [str(key) for key in costs.index if str(key).startswith(_SECONDS)]
+    return {f"share_{key.removeprefix(_SECONDS)}": 100 * costs[key] / total for key in stages}
+
+
 def costs_of(run: Run) -> dict[str, float]:
-    """``total`` seconds an edit, ``share_<stage>`` of it in percent, ``peak_memory_gib``."""
+    """Seconds an edit, ``total`` and ``seconds_<stage>``, and ``peak_memory_gib``."""
     # A step's times are in each of its rows.
     once = run.steps.drop_duplicates("step")
     seconds = {
@@ -80,9 +90,8 @@ def costs_of(run: Run) -> dict[str, float]:
     }
     before = (once["step"] - 1) * run.progress.batch_size
     edits = (once["edits"] - before)[once["step"] > 0].sum()
-    total = sum(seconds.values())
     return {
-        "total": total / max(edits, 1),
-        **{f"share_{stage}": 100 * value / (total or math.nan) for stage, value in seconds.items()},
+        "total": sum(seconds.values()) / max(edits, 1),
+        **{f"{_SECONDS}{stage}": value / max(edits, 1) for stage, value in seconds.items()},
         "peak_memory_gib": float(run.steps["peak_memory_bytes"].max()) / 2**30,
     }

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sphere_bench.evaluation.columns import HEADLINE
 
+CASES = "cases"
 # Names become parts of file names and of the page's anchors.
 _PLAIN_NAME = re.compile(r"[\w-]+")
 
@@ -18,16 +19,19 @@ class DeclaredColumn:
 
     Attributes:
         table, name: where it is.
+        type: ``real`` for what may be a mean; see ``evaluation.columns``.
         unit: such as ``%``; empty for a plain number.
         meaning: one line.
         per: what a row of the table, or the value in it, belongs to: ``step``, ``scope``,
             ``layer`` or ``row``.
-        metric, measure: of a score, such as ``efficacy`` and ``success``.
+        metric, measure: of a score, such as ``efficacy`` and ``success``. A table of single prompts
+            has the measure alone.
         stage: of seconds that a stage of a step took.
     """
 
     table: str
     name: str
+    type: str = ""
     unit: str = ""
     meaning: str = ""
     per: str = "row"
@@ -67,12 +71,31 @@ class Declarations:
         ]
 
     @property
+    def beside_scores(self) -> list[DeclaredColumn]:
+        """The numbers of a scope that are no scores, such as an entropy."""
+        return [
+            column
+            for column in self.columns
+            if (column.table, column.per, column.type) == ("steps", "scope", "real")
+            and not column.metric
+        ]
+
+    @property
     def measures(self) -> list[str]:
         return unique(column.measure for column in self.scores)
 
     def scores_of(self, measure: str) -> dict[str, DeclaredColumn]:
         """Metric to its column, for one measure."""
         return {column.metric: column for column in self.scores if column.measure == measure}
+
+    def prompts_of(self, measure: str) -> tuple[str, str]:
+        """The table of single prompts that has a measure, and the measure's column there."""
+        own = [
+            (column.table, column.name)
+            for column in self.columns
+            if column.measure == measure and column.table != "steps"
+        ]
+        return own[0] if own else (CASES, measure)
 
     @property
     def stages(self) -> dict[str, str]:

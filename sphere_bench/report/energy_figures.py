@@ -81,7 +81,7 @@ def energy_against_quality(setting: Setting, scope: str) -> Drawing:
             for arm in setting.arms:
                 for run in arm.runs:
                     levels = energy_and_quality(run, scope, setting.overall)
-                    x, y = changes(levels) if of_changes else levels
+                    x, y, _ = changes(levels) if of_changes else levels
                     axes.plot(
                         x, y, linestyle="", marker=markers[arm.editor],
                         color=look[arm.variant].color, alpha=0.75, markersize=4.5,
@@ -127,9 +127,9 @@ def lags(setting: Setting, table: Table) -> Drawing:
     return Drawing(
         "lags",
         "Does a rise in HE come before a fall of quality? Correlation of the step-to-step change "
-        "of HE with that of quality so many evaluations later, pooled, with 95 % bootstrap "
-        "intervals. At a positive lag HE is first: a point below zero there says that a rise in HE "
-        "is followed by a fall.",
+        "of HE with that of quality so many evaluations later, over all runs, with 95 % intervals "
+        "by block bootstrap. At a positive lag HE is first: a point below zero there says that a "
+        "rise in HE is followed by a fall.",
         "Correlation of changes of energy and quality by lag, a panel for each metric; the numbers "
         "are in table correlation-lagged.",
         figure,

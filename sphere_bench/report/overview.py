@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from sphere_bench.report.comparing import Setting, settings_of
 from sphere_bench.report.finding import Found
-from sphere_bench.report.score_tables import gains_table, headline_table
+from sphere_bench.report.gain_tables import gains_table
+from sphere_bench.report.published import published_table
+from sphere_bench.report.score_tables import headline_table
 from sphere_bench.report.tables import Table, to_csv, to_latex, to_markdown, to_text
 
 
@@ -21,7 +23,7 @@ FORMATS: Mapping[str, Callable[[Table], str]] = {
 
 
 def overview(found: Found, form: str = "text") -> str:
-    """Every setting's arms beside the unedited model, on its main scope, and SPHERE's gains.
+    """Every setting's arms beside the unedited model, SPHERE's gains, and published numbers.
 
     Args:
         found: the runs.
@@ -50,6 +52,9 @@ def _tables(setting: Setting) -> Sequence[Table]:
     if not (setting.scopes and setting.metrics):
         return []
     scope = setting.scopes[0]
-    results = headline_table(setting, scope, [setting.headline])
-    gains = gains_table(setting, scope, setting.headline)
-    return [results] if gains is None else [results, gains]
+    found = (
+        headline_table(setting, scope, [setting.headline]),
+        gains_table(setting, scope, setting.headline),
+        published_table(setting),
+    )
+    return [table for table in found if table is not None]

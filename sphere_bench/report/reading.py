@@ -1,7 +1,7 @@
 """One run as the report sees it: nothing but its files is read."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 from omegaconf import OmegaConf
 
-from sphere_bench.config.identity import flatten
+from sphere_bench.config.identity import changed, flatten
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.report import earlier_version
 from sphere_bench.report.declarations import Declarations, is_plain_name, read_declarations, unique
@@ -25,7 +25,8 @@ class Run:
     Attributes:
         folder: where it is.
         progress: how far it was when its folder was opened.
-        config: dotted keys to values.
+        config: dotted keys to values, as the run recorded them.
+        edited: what ``config.yaml`` says otherwise by now, old -> new.
         provenance: where its numbers come from; empty where that cannot be read.
         declared: what its tables hold.
     """
@@ -33,6 +34,7 @@ class Run:
     folder: RunFolder
     progress: Progress
     config: dict[str, Any]
+    edited: Sequence[str]
     provenance: dict[str, Any]
     declared: Declarations
     _tables: dict[str, ReadTable] = field(default_factory=dict, repr=False, compare=False)
@@ -67,8 +69,13 @@ class Run:
 
     @cached_property
     def problems(self) -> list[str]:
-        """What of the run's files is damaged or missing, and therefore left out."""
+        """What of the run's files is damaged, missing or edited, and therefore left out."""
         problems = []
+        if self.edited:
+            problems.append(
+                f"{self.folder.config_file.name} was edited by hand after the run had recorded its "
+                f"configuration, which counts here ({'; '.join(self.edited)})"
+            )
         if not self.provenance:
             file = self.folder.provenance_file.name
             problems.append(f"{file} is missing or damaged: the usual columns are read")
@@ -173,7 +180,9 @@ def read_run(folder: RunFolder) -> Run:
     progress = replace(progress, state=state)
     provenance = _read_provenance(folder)
     declared = read_declarations(provenance) or earlier_version.DECLARATIONS
-    run = Run(folder, progress, _read_config(folder), provenance, declared)
+    written = _read_config(folder)
+    config = _recorded_config(provenance) or written
+    run = Run(folder, progress, config, changed(config, written), provenance, declared)
     if run.steps.empty:
         raise SphereBenchError(f"{folder} has no steps that can be read")
     return run
@@ -194,6 +203,12 @@ def _read_config(folder: RunFolder) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SphereBenchError(f"{file} is damaged")
     return flatten({str(key): value for key, value in content.items()})
+
+
+def _recorded_config(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that the run recorded beside its numbers; empty where there is none."""
+    recorded = provenance.get("config")
+    return flatten(recorded) if isinstance(recorded, dict) else {}
 
 
 def _read_provenance(folder: RunFolder) -> dict[str, Any]:

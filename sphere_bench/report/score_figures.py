@@ -109,7 +109,7 @@ def perplexity(setting: Setting) -> Drawing | None:
 
 
 def gains(setting: Setting, table: Table, measure: str) -> Drawing:
-    """SPHERE's gain in points, a bar for each editor, from a :func:`score_tables.gains_table`."""
+    """SPHERE's gain in points, a bar for each editor, from a :func:`gain_tables.gains_table`."""
     rows = table.rows[table.rows["edits"].notna()]
     several = rows["editor"].duplicated().any()
     names = rows["editor"] + ("\n" + rows["variant"] if several else "")
@@ -118,15 +118,15 @@ def gains(setting: Setting, table: Table, measure: str) -> Drawing:
         height = 0.5 + 0.28 * len(rows)
         figure, (row,) = panels(1, len(metrics), height, sharex="all", sharey="all")
         for metric, axes in zip(metrics, row, strict=True):
-            points, deviations = rows[f"{metric}_points"], rows[f"{metric}_points_std"]
+            points, low, high = (rows[f"{metric}_{part}"] for part in ("points", "low", "high"))
             colors = [SPHERES[0] if value >= 0 else BASELINE for value in points]
             places = np.arange(len(rows))
             axes.barh(places, points, height=0.6, color=colors)
-            known = deviations.notna().to_numpy()
+            known = low.notna().to_numpy()
             axes.errorbar(
                 points[known],
                 places[known],
-                xerr=deviations[known],
+                xerr=np.stack([points - low, high - points])[:, known],
                 fmt="none",
                 ecolor=INK,
                 elinewidth=1,
@@ -142,25 +142,26 @@ def gains(setting: Setting, table: Table, measure: str) -> Drawing:
         row[0].set_xlim(min(low, -1), max(high, 1))
     return Drawing(
         table.name,
-        f"Gain of SPHERE in {measure}, in points; whiskers are the standard deviation over seeds.",
+        f"Gain of SPHERE in {measure}, in points; whiskers are 95 % intervals over seeds, and with "
+        "one seed there is none.",
         f"Bar charts of SPHERE's gain in {measure}, in points, for each editor and metric; the "
         f"numbers are in table {table.name}.",
         figure,
     )
 
 
-def retention(setting: Setting) -> Drawing | None:
-    """The headline by when a fact was edited and when it is asked; None where no case has it."""
-    kind = _kind_of_edits(setting)
+def retention(setting: Setting, measure: str) -> Drawing | None:
+    """A measure by when a fact was edited and when it is asked; None where no prompt has it."""
+    kind = _kind_of_edits(setting, measure)
     if kind is None:
         return None
     every = {
-        (arm.editor, arm.variant): _retention(arm.runs, kind.name, setting.headline)
+        (arm.editor, arm.variant): retention_by_age(arm.runs, kind.name, measure)
         for arm in setting.arms
     }
     if not any(len(matrix) for matrix in every.values()):
         return None
-    what = f"{kind.metric} {setting.headline}"
+    what = f"{kind.metric} {measure}"
     with style():
         columns = len(setting.variants)
         width = min(9.0, 1.5 + 3.2 * columns)
@@ -189,10 +190,11 @@ def retention(setting: Setting) -> Drawing | None:
         bar.set_label(f"{what}, %")
         bar.outline.set_visible(False)
     return Drawing(
-        "retention",
-        "Retention: how facts fare by age. Each row of cells is the facts of one or several "
-        "batches, from left to right as more is edited; the diagonal is what was just edited. "
-        "From the records that the scopes sample; empty cells were not sampled.",
+        "retention" if measure == setting.headline else f"retention-{measure}",
+        f"Retention by {measure}: how facts fare by age. Each row of cells is the facts of one or "
+        "several batches, from left to right as more is edited; the diagonal is what was just "
+        "edited. From the records that the scopes sample; empty cells were not sampled, or "
+        "a later edit has given all of their facts another target.",
         f"Heat maps of {what} in percent by when a fact was edited and when it was asked, "
         f"one for each of {', '.join(arm.label for arm in setting.arms)}.",
         figure,
@@ -203,30 +205,40 @@ def _by_edits(run: Run, scope: str, metric: str, measure: str) -> "pandas.Series
     return column_of(run.scores(scope, measure).set_index("edits"), metric)
 
 
-def _kind_of_edits(setting: Setting) -> Kind | None:
-    """The first kind of prompt that the table ``cases`` has the headline of."""
+def _kind_of_edits(setting: Setting, measure: str) -> Kind | None:
+    """The first kind of prompt that a table of single prompts has the measure of."""
     for run in setting.runs:
-        if not {"kind", setting.headline} <= set(run.cases):
+        table, column = run.declared.prompts_of(measure)
+        prompts = run.table(table)
+        if not {"kind", column} <= set(prompts):
             continue
-        scored = set(run.cases.loc[run.cases[setting.headline].notna(), "kind"])
+        scored = set(prompts.loc[prompts[column].notna(), "kind"])
         for kind in run.declared.kinds:
             if kind.name in scored:
                 return kind
     return None
 
 
-def _retention(runs: Sequence[Run], kind: str, measure: str) -> pandas.DataFrame:
-    """[edited after, asked after] mean score in percent over records, then over runs."""
+def retention_by_age(runs: Sequence[Run], kind: str, measure: str) -> pandas.DataFrame:
+    """[edited after, asked after] mean score in percent over records, then over runs.
+
+    Args:
+        runs: with the same records.
+        kind: of the prompts.
+        measure: such as ``success``.
+    """
     matrices = []
     for run in runs:
-        if measure not in run.cases:
+        table, column = run.declared.prompts_of(measure)
+        cases = run.table(table)
+        if column not in cases:
             continue
-        cases = run.cases[run.cases["kind"] == kind].query("step > 0 and edited_at <= step")
+        cases = cases[cases["kind"] == kind].query("step > 0 and edited_at <= step")
         # A record may be in several scopes of a step.
         cases = cases.drop_duplicates(["step", "case_id", "prompt_index"])
         batch, total = run.progress.batch_size, run.progress.total
         edited = (cases["edited_at"] * batch).clip(upper=total)
-        scores = cases.assign(edited=edited).groupby(["edited", "edits"])[measure].mean()
+        scores = cases.assign(edited=edited).groupby(["edited", "edits"])[column].mean()
         matrices.append(100 * scores.unstack())
     empty: pandas.DataFrame = pandas.DataFrame()
     if not matrices:

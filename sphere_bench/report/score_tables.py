@@ -1,20 +1,16 @@
 """How well the edits took: the tables of a setting's scores."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
 
 import pandas
 
-from sphere_bench.report.comparing import SPHERE_KEYS, Arm, Setting, comparable
-from sphere_bench.report.correlation import gain
+from sphere_bench.report.comparing import Setting
+from sphere_bench.report.declarations import DeclaredColumn
 from sphere_bench.report.reading import Run, column_of
-from sphere_bench.report.tables import Column, Table, label, number, spread, write_number
+from sphere_bench.report.tables import Table, label, number, spread
 
-# arXiv 2510.01172, its poster: gain in percent over the baselines, on average.
-PAPER_GAINS = {"efficacy": 43.27, "generalization": 36.20, "specificity": 20.96}
 UNEDITED = "unedited model"
-_Scores: TypeAlias = "pandas.Series[Any]"
 
 
 def headline_table(setting: Setting, scope: str, measures: Sequence[str]) -> Table:
@@ -52,20 +48,56 @@ def headline_table(setting: Setting, scope: str, measures: Sequence[str]) -> Tab
     )
 
 
+def beside_scores_table(setting: Setting, scope: str) -> Table | None:
+    """The scope's other numbers, each at its own last step; None where no run has any."""
+    declared = {each.name: each for run in setting.runs for each in run.declared.beside_scores}
+    names = list(declared)
+    arms = [
+        {
+            "editor": arm.editor,
+            "variant": arm.variant,
+            **_mean([_last_values(run, scope, names) for run in arm.runs]),
+        }
+        for arm in setting.arms
+    ]
+    unedited = _mean([_last_values(run, scope, names, until=0) for run in setting.runs], once=True)
+    rows = pandas.DataFrame([{"editor": UNEDITED, "variant": "", **unedited}, *arms])
+    found = [each for name, each in declared.items() if rows[name].notna().any()]
+    if not found:
+        return None
+    return Table(
+        f"beside-scores-{scope}",
+        f"Beside the scores, scope {scope}, at the last step that has them",
+        rows,
+        [
+            label("Editor", "editor"),
+            label("SPHERE", "variant"),
+            number("Runs", "runs", 0),
+            *(spread(_with_unit(_title(each), each.unit), each.name, 3) for each in found),
+        ],
+        emphasized=frozenset([0]),
+    )
+
+
 def meanings_table(setting: Setting) -> Table:
     """What each score is, as the runs declare it."""
-    columns = {
-        (column.measure, column.metric): {
-            "score": f"{column.metric.capitalize()} {column.measure}",
-            "unit": column.unit,
-            "meaning": column.meaning,
-        }
+    scores = {
+        (column.measure, column.metric): (f"{column.metric.capitalize()} {column.measure}", column)
         for run in setting.runs
         for column in run.declared.scores
         if column.measure in setting.measures
     }
+    others = {
+        ("", column.name): (_title(column), column)
+        for run in setting.runs
+        for column in run.declared.beside_scores
+    }
+    columns = [
+        {"score": title, "unit": column.unit, "meaning": column.meaning}
+        for title, column in (scores | others).values()
+    ]
     shown = [label("Score", "score"), label("Unit", "unit"), label("Meaning", "meaning")]
-    return Table("scores", "What the scores are", pandas.DataFrame(columns.values()), shown)
+    return Table("scores", "What the scores are", pandas.DataFrame(columns), shown)
 
 
 def measured_earlier(setting: Setting, scope: str) -> list[str]:
@@ -78,41 +110,6 @@ def measured_earlier(setting: Setting, scope: str) -> list[str]:
             if edits < scores["edits"]:
                 lines.append(f"{run.name}: {measure} is that after {edits:.0f} edits")
     return lines
-
-
-def gains_table(setting: Setting, scope: str, measure: str) -> Table | None:
-    """SPHERE's gain per editor, and on average beside the paper's; None without a pair of runs.
-
-    A pair is two runs that differ in SPHERE alone; both are read at the last step that both have.
-    """
-    metrics = setting.metrics_of(measure)
-    rows = []
-    for arm in setting.arms:
-        pairs = list(_pairs(setting, arm, scope, measure))
-        if pairs:
-            rows.append(_gain_row(arm, pairs, metrics))
-    if not rows:
-        return None
-    mean = pandas.DataFrame(rows).mean(numeric_only=True)
-    poster = {f"{each}_percent": PAPER_GAINS[each] for each in metrics if each in PAPER_GAINS}
-    below: list[dict[str, Any]] = [{"editor": "average", **_gain_columns(mean)}]
-    if poster:
-        below.append({"editor": "the paper’s average", **poster})
-    frame = pandas.DataFrame([*rows, *below])
-    frame["variant"] = frame["variant"].fillna("")
-    columns = [
-        label("Editor", "editor"),
-        label("SPHERE", "variant"),
-        number("Edits", "edits", 0),
-        *(column for metric in metrics for column in _gain_pair(metric)),
-    ]
-    return Table(
-        f"gain-{measure}",
-        f"Gain in {measure} over the same editor without SPHERE, scope {scope}",
-        frame,
-        columns,
-        emphasized=frozenset(range(len(rows), len(frame))),
-    )
 
 
 def latest(
@@ -143,9 +140,24 @@ def latest(
     }
 
 
+def _last_values(
+    run: Run, scope: str, names: Sequence[str], until: float = float("inf")
+) -> dict[str, float]:
+    rows = run.steps[(run.steps["scope"] == scope) & (run.steps["step"] <= until)]
+    values = {name: column_of(rows, name).dropna() for name in names}
+    return {name: float(each.iloc[-1]) if len(each) else math.nan for name, each in values.items()}
+
+
+def _title(column: DeclaredColumn) -> str:
+    return column.name.replace("_", " ").capitalize()
+
+
 def _group(setting: Setting, measure: str) -> str:
-    unit = setting.unit(measure)
-    return f"{measure.capitalize()}, {unit}" if unit else measure.capitalize()
+    return _with_unit(measure.capitalize(), setting.unit(measure))
+
+
+def _with_unit(title: str, unit: str) -> str:
+    return f"{title}, {unit}" if unit else title
 
 
 def _mean(rows: Sequence[Mapping[str, float]], once: bool = False) -> dict[str, float]:
@@ -158,56 +170,3 @@ def _mean(rows: Sequence[Mapping[str, float]], once: bool = False) -> dict[str, 
         **numbers.mean().to_dict(),
         **numbers.std().add_suffix("_std").to_dict(),
     }
-
-
-def _pairs(
-    setting: Setting, arm: Arm, scope: str, measure: str
-) -> Iterable[tuple[_Scores, _Scores]]:
-    """Scores without and with SPHERE of runs otherwise the same, at the last step of both."""
-    if not arm.enabled:
-        return
-    baselines = {
-        comparable(run, without=SPHERE_KEYS): run
-        for other in setting.arms_of(arm.editor)
-        for run in other.runs
-        if not other.enabled
-    }
-    for run in arm.runs:
-        baseline = baselines.get(comparable(run, without=SPHERE_KEYS))
-        if baseline is None:
-            continue
-        without, with_sphere = (
-            each.scores(scope, measure).set_index("step") for each in (baseline, run)
-        )
-        if (step := max(without.index.intersection(with_sphere.index), default=0)) > 0:
-            yield without.loc[step], with_sphere.loc[step]
-
-
-def _gain_row(
-    arm: Arm, pairs: Sequence[tuple[_Scores, _Scores]], metrics: Sequence[str]
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"editor": arm.editor, "variant": arm.variant, "runs": len(pairs)}
-    without, with_sphere = (
-        pandas.DataFrame(list(each)).reset_index(drop=True) for each in zip(*pairs, strict=True)
-    )
-    row["edits"] = float(with_sphere["edits"].max())
-    for metric in metrics:
-        before, after = column_of(without, metric), column_of(with_sphere, metric)
-        points, percent = gain(before.mean(), after.mean())
-        row[f"{metric}_without"], row[f"{metric}_with"] = before.mean(), after.mean()
-        row[f"{metric}_points"], row[f"{metric}_percent"] = points, percent
-        row[f"{metric}_points_std"] = (after - before).std()
-    return row
-
-
-def _gain_columns(mean: "pandas.Series[Any]") -> dict[str, float]:
-    kept = ("_points", "_percent")
-    return {str(key): value for key, value in mean.items() if str(key).endswith(kept)}
-
-
-def _gain_pair(metric: str) -> list[Column]:
-    group = metric.capitalize()
-    return [
-        spread("points", f"{metric}_points", group=group, sign=True),
-        Column("%", lambda row: write_number(row.get(f"{metric}_percent"), 1, sign=True), group),
-    ]

@@ -187,6 +187,12 @@ def write_number(value: float | None, digits: int = 1, sign: bool = False) -> st
     return text.replace("-", "−")
 
 
+def with_interval(mean: float, low: float, high: float, digits: int = 1) -> str:
+    """A signed number and its interval, as far as there is one."""
+    signed = [write_number(value, digits, sign=True) for value in (mean, low, high)]
+    return signed[0] if is_missing(low) else f"{signed[0]} [{signed[1]}, {signed[2]}]"
+
+
 def write_p_value(value: float) -> str:
     return NONE if is_missing(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 

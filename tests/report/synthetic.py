@@ -57,6 +57,8 @@ def write_run(
     stages: Sequence[str] = STAGES,
     geometry: bool = True,
     cases: bool = True,
+    generations: bool = False,
+    beside: Mapping[str, float] = MappingProxyType({}),
     perplexity: bool = True,
     skipped: Collection[int] = (),
     earlier_version: bool = False,
@@ -73,7 +75,8 @@ def write_run(
         kinds: kind of prompt to its metric.
         measures: to their share of ``efficacy``.
         every: measure to the steps between its turns; each step by default.
-        geometry, cases, perplexity: whether they were recorded.
+        geometry, cases, generations, perplexity: whether they were recorded.
+        beside: numbers of a scope that are no scores, to their values at the last step.
         skipped: steps whose batch was left out.
         earlier_version: as the version wrote it that declared nothing and had a file for each step.
         config: keys beside the usual ones, with ``__`` for the dot.
@@ -96,6 +99,7 @@ def write_run(
             for metric in metrics
         }
         shown = {metric: scores[f"{metric}_{headline}"] for metric in metrics}
+        numbers = {name: value * step / last for name, value in beside.items()}
         own = {
             **({} if he is None else {"he": 0.5 * he, "he_ratio": he}),
             **({"perplexity": 20.0 * (he or 1)} if perplexity else {}),
@@ -106,12 +110,18 @@ def write_run(
             "collapsed": False,
         }
         rows["steps"] += [
-            {**at, "scope": scope, "records": 10, **shown, **scores, **own} for scope in SCOPES
+            {**at, "scope": scope, "records": 10, **shown, **scores, **numbers, **own}
+            for scope in SCOPES
         ]
         rows["layers"] += [{**at, "layer": layer, **_layer_row(step, he)} for layer in LAYERS]
         if cases:
             rows.setdefault("cases", []).extend(
                 {**at, **_case_row(edited_at, next(iter(kinds)), measures)}
+                for edited_at in range(1, max(step, 1) + 1)
+            )
+        if generations:
+            rows.setdefault("generations", []).extend(
+                {**at, **_generation_row(edited_at, next(iter(kinds)))}
                 for edited_at in range(1, max(step, 1) + 1)
             )
         if geometry:
@@ -132,23 +142,6 @@ def write_run(
     counts = {} if earlier_version else {"rows": {table: len(each) for table, each in rows.items()}}
     updated = {"updated_at": "2026-01-01T00:00:00+00:00"}
     _write_json(folder / "progress.json", {**progress, "state": state, **counts, **updated})
-    declared = {
-        "format": 2,
-        "headline": headline,
-        "kinds": [
-            {"name": name, "metric": metric, "wants": "new", "scored": True}
-            for name, metric in kinds.items()
-        ],
-        "columns": [
-            _declare(table, column, metrics, measures)
-            for table, content in rows.items()
-            for column in content[0]
-        ],
-    }
-    provenance = {"started_at": "2026-01-01T00:00:00+00:00", "packages": {"torch": "2.13.0"}}
-    _write_json(
-        folder / "provenance.json", provenance if earlier_version else provenance | declared
-    )
     content = {
         "model": {"name": "toy", "layers": list(LAYERS)},
         "dataset": {"name": "facts", "path": None},
@@ -163,11 +156,33 @@ def write_run(
     for key, value in config.items():
         OmegaConf.update(composed, key.replace("__", "."), value)
     OmegaConf.save(composed, folder / "config.yaml")
+    declared = {
+        "format": 2,
+        "config": OmegaConf.to_container(composed),
+        "headline": headline,
+        "kinds": [
+            {"name": name, "metric": metric, "wants": "new", "scored": True}
+            for name, metric in kinds.items()
+        ],
+        "columns": [
+            _declare(table, column, metrics, measures, beside)
+            for table, content in rows.items()
+            for column in content[0]
+        ],
+    }
+    provenance = {"started_at": "2026-01-01T00:00:00+00:00", "packages": {"torch": "2.13.0"}}
+    _write_json(
+        folder / "provenance.json", provenance if earlier_version else provenance | declared
+    )
     return folder
 
 
 def _declare(
-    table: str, name: str, metrics: Sequence[str], measures: Mapping[str, float]
+    table: str,
+    name: str,
+    metrics: Sequence[str],
+    measures: Mapping[str, float],
+    beside: Collection[str],
 ) -> dict[str, Any]:
     column = {"table": table, "name": name, "type": "real", "meaning": f"meaning of {name}"}
     column |= {"unit": "", "metric": "", "measure": "", "stage": "", "shown": False}
@@ -178,6 +193,10 @@ def _declare(
     if table == "steps" and name in scores:
         metric, measure = scores[name]
         return column | {"per": "scope", "unit": "%", "metric": metric, "measure": measure}
+    if table == "steps" and name in beside:
+        return column | {"per": "scope", "unit": "nats"}
+    if table == "generations" and name == "match":
+        return column | {"measure": "generation"}
     if name.startswith("seconds_"):
         return column | {"unit": "s", "stage": name.removeprefix("seconds_")}
     return column
@@ -200,6 +219,19 @@ def _case_row(edited_at: int, kind: str, measures: Mapping[str, float]) -> dict[
         "nll_new": 0.5,
         "nll_true": 0.5,
         **{measure: float(edited_at % 2) for measure in measures},
+    }
+
+
+def _generation_row(edited_at: int, kind: str) -> dict[str, Any]:
+    return {
+        "scope": "seen",
+        "case_id": str(edited_at),
+        "edited_at": edited_at,
+        "kind": kind,
+        "prompt_index": 0,
+        "text": " Rome.",
+        "answer": "Rome",
+        "match": float(edited_at % 3 == 0),
     }
 
 

@@ -7,8 +7,8 @@ import pytest
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.report.comparing import WITH_SPHERE, WITHOUT_SPHERE, differences, settings_of
 from sphere_bench.report.finding import find_runs
+from sphere_bench.report.gain_tables import gains_table
 from sphere_bench.report.reading import Run
-from sphere_bench.report.score_tables import gains_table
 from sphere_bench.run_folder.folder import RunFolder
 from tests.report.synthetic import write_run
 
@@ -144,6 +144,31 @@ def test_without_provenance_the_usual_columns_are_read(tmp_path):
 def test_names_that_cannot_be_part_of_a_file_name_are_not_read(tmp_path):
     (run,) = runs_of([str(write_run(tmp_path, measures={"success": 1.0, "../x": 0.5}))])
     assert run.declared.measures == ["success"]
+
+
+def test_a_config_file_that_was_edited_by_hand_is_named_and_does_not_count(multirun):
+    folder = multirun / "memit-paper-seed0"
+    file = folder / "config.yaml"
+    content = file.read_text()
+    assert content.count("alpha: 0.8") == 1
+    file.write_text(content.replace("alpha: 0.8", "alpha: 0.2").replace("  eta: 0.5\n", ""))
+    (run,) = runs_of([str(folder)])
+    assert run.incidents == [
+        "config.yaml was edited by hand after the run had recorded its configuration, which counts "
+        "here (sphere.alpha 0.8 -> 0.2; sphere.eta 0.5 -> None)"
+    ]
+    assert (run.config["sphere.alpha"], run.config["sphere.eta"]) == (0.8, 0.5)
+    # The arm is still one of two seeds.
+    (setting,) = settings_of(runs_of([str(multirun)]))
+    assert [len(arm.runs) for arm in setting.arms] == [2, 2]
+
+
+def test_without_a_recorded_configuration_the_file_is_believed(tmp_path):
+    folder = write_run(tmp_path, earlier_version=True)
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("alpha: 0.8", "alpha: 0.2"))
+    (run,) = runs_of([str(folder)])
+    assert run.incidents == [] and run.config["sphere.alpha"] == 0.2
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_arm(multirun):

@@ -14,6 +14,8 @@ from sphere_bench.report.comparing import settings_of
 from sphere_bench.report.contents import contents
 from sphere_bench.report.finding import find_runs
 from sphere_bench.report.page import to_document, to_html
+from sphere_bench.report.reading import read_run
+from sphere_bench.report.score_figures import retention_by_age
 from sphere_bench.run_folder.folder import RunFolder
 from tests.report.synthetic import KINDS, MEASURES, METRICS, falling, write_run
 
@@ -159,6 +161,26 @@ def test_a_fourth_metric_and_a_third_measure_are_drawn(tmp_path):
     assert "meaning of portability_generation" in html
 
 
+def test_a_measure_with_a_table_of_its_own_has_a_retention_of_its_own(tmp_path):
+    measures = {**MEASURES, "generation": 0.25}
+    run = write_run(tmp_path, steps=3, measures=measures, generations=True)
+    html = page(run)
+    assert "Heat maps of efficacy success in percent" in html
+    assert "Heat maps of efficacy generation in percent" in html
+    assert html.count('id="figure-retention') == 2  # accuracy is in the headline's table
+    figures = retention_by_age([read_run(RunFolder(run))], "rewrite", "generation")
+    # Of the facts of the third batch alone the model says the new answer.
+    assert figures.loc[[10, 20, 30], 30].tolist() == [0, 0, 100]
+    assert figures.loc[20, 20] == 0 and math.isnan(figures.loc[30, 20])
+
+
+def test_numbers_of_a_scope_that_are_no_scores_have_a_table(tmp_path):
+    html = page(write_run(tmp_path, beside={"neighbourhood_kl": 0.3}))
+    assert re.search(r">Neighbourhood kl, nats<", html)
+    assert "meaning of neighbourhood_kl" in html
+    assert "beside-scores" not in page(write_run(tmp_path / "other"))
+
+
 def test_retention_is_of_the_first_kind_with_the_headline(tmp_path):
     html = page(write_run(tmp_path, kinds={"asked": "recall"}, metrics=("recall", "score")))
     assert "Heat maps of recall success in percent" in html
@@ -223,6 +245,16 @@ def test_what_is_damaged_is_left_out_and_said_on_the_page_and_in_the_terminal(tm
     assert f"passed over: {tmp_path}/runs/multirun.yaml is no run" in terminal.err
 
 
+def test_a_config_file_that_was_edited_is_said_on_the_page_and_in_the_terminal(tmp_path, capsys):
+    folder = write_run(tmp_path)
+    file = folder / "config.yaml"
+    file.write_text(file.read_text().replace("alpha: 0.8", "alpha: 0.2"))
+    assert main(["report", str(folder)]) == 0
+    for text in (page(folder), capsys.readouterr().out):
+        assert f"{folder.name}: config.yaml was edited by hand" in text
+        assert "sphere.alpha 0.8 -&gt; 0.2" in text or "sphere.alpha 0.8 -> 0.2" in text
+
+
 def test_the_version_before_is_reported_whole(tmp_path):
     write_run(tmp_path / "earlier", earlier_version=True)
     write_run(tmp_path / "now")
@@ -267,7 +299,8 @@ def test_the_terminal_has_the_results_and_the_gains(tmp_path, capsys):
     output = capsys.readouterr().out
     assert re.search(r"unedited model +2 +0 +5\.0", output)
     assert re.search(r"memit +with SPHERE +1 +60 +90\.0", output)
-    assert re.search(r"memit +with SPHERE +60 +\+14\.0", output)
+    assert re.search(r"memit +with SPHERE +1 +60 +\+14\.0  ", output)
+    assert "one seed has no interval" in output
     assert max(map(len, output.splitlines())) < 160
 
 
@@ -315,6 +348,8 @@ def test_a_real_run_is_reported(tmp_path):
         "model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "evaluation.seen=4",
     ]  # fmt: skip
     assert main(command) == 0
+    (run,) = find_runs([str(tmp_path / "real")]).runs
+    assert run.incidents == []  # both copies of its configuration agree
     html = page(tmp_path / "real")
     assert "tiny-gpt2, tiny-counterfact" in html
     assert {"figure-cosines", "figure-plane"} <= set(re.findall(r'\bid="([^"]+)"', html))

@@ -7,13 +7,20 @@ import pytest
 
 from sphere_bench.report.comparing import Setting, settings_of
 from sphere_bench.report.correlation_tables import (
-    correlation_table,
+    each_runs_table,
+    energy_and_quality,
     lag_table,
     layer_correlation_table,
+    pooled_table,
 )
 from sphere_bench.report.cost import time_table
 from sphere_bench.report.finding import find_runs
-from sphere_bench.report.score_tables import gains_table, headline_table, measured_earlier
+from sphere_bench.report.gain_tables import gains_table
+from sphere_bench.report.score_tables import (
+    beside_scores_table,
+    headline_table,
+    measured_earlier,
+)
 from sphere_bench.report.tables import Table
 from sphere_bench.report.weight_tables import cosine_table, weight_table
 from tests.report.synthetic import KINDS, MEASURES, METRICS, falling, write_run
@@ -26,12 +33,6 @@ def setting_of(folder: Path) -> Setting:
 
 def headlines(setting: Setting, scope: str = "seen") -> Table:
     return headline_table(setting, scope, setting.measures)
-
-
-def gains(setting: Setting, kind: str = "success") -> pandas.DataFrame:
-    table = gains_table(setting, "seen", kind)
-    assert table is not None
-    return table.rows.set_index("editor")
 
 
 @pytest.fixture(scope="module")
@@ -79,41 +80,30 @@ def test_success_and_accuracy_never_share_a_column(multirun):
     ]
 
 
-def test_gains_are_in_points_and_percent_beside_the_papers(multirun):
-    table = gains(multirun)
-    # From 30 to 45.5 on average.
-    assert table.loc["memit", "efficacy_points"] == 15.5
-    assert table.loc["memit", "efficacy_percent"] == pytest.approx(100 * 15.5 / 30)
-    assert table.loc["average", "score_points"] == 15.5
-    paper = table.loc["the paper’s average"]
-    metrics = ("efficacy", "generalization", "specificity")
-    assert [paper[f"{metric}_percent"] for metric in metrics] == [43.27, 36.2, 20.96]
-    assert paper[["efficacy_points", "score_percent"]].isna().all()
-    assert gains(multirun, "accuracy").loc["memit", "efficacy_points"] == 15.5 / 2
-
-
-def test_unequal_runs_are_compared_at_the_last_step_of_both(tmp_path):
-    write_run(tmp_path, steps=8, efficacy=lambda step: 50.0)
-    write_run(tmp_path, steps=8, made=3, sphere="paper", efficacy=lambda step: 50.0 + step)
-    row = gains(setting_of(tmp_path)).iloc[0]
-    assert (row["edits"], row["efficacy_points"]) == (30, 3)
-
-
-def test_runs_that_differ_in_more_than_sphere_show_no_gain(tmp_path):
-    write_run(tmp_path)
-    write_run(tmp_path, sphere="paper", editor__method__ridge=7)
-    assert gains_table(setting_of(tmp_path), "seen", "success") is None
-
-
 def test_correlations_are_per_run_and_pooled(multirun):
-    table = correlation_table(multirun, "seen", of_changes=False).rows
-    rows = table[table["metric"] == "efficacy"]
-    assert rows["points"].tolist() == [6] * 8 + [48]
-    pooled = rows.iloc[-1]
+    each = each_runs_table(multirun, "seen", of_changes=False).rows
+    assert each.loc[each["metric"] == "efficacy", "points"].tolist() == [6] * 8
+    table = pooled_table(multirun, "seen", of_changes=False)
+    pooled = table.rows[table.rows["metric"] == "efficacy"].iloc[0]
     # Energy rises by a tenth of a percent a step while efficacy falls.
+    assert pooled["points"] == 48
     assert pooled["spearman_coefficient"] < -0.9
     assert pooled["spearman_high"] < -0.8
-    assert pooled["spearman_p_value"] < 1e-6
+    assert "8 of 8" in table.cells[0]
+
+
+def test_only_a_shuffled_stream_has_an_order_of_its_own_for_each_seed(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / "file", seed=seed)
+        write_run(tmp_path / "shuffled", seed=seed, edits__shuffle=True)
+    orders = {
+        name: [
+            energy_and_quality(run, "seen", "score").order
+            for run in setting_of(tmp_path / name).runs
+        ]
+        for name in ("file", "shuffled")
+    }
+    assert len(set(orders["file"])) == 1 and orders["shuffled"] == ["0", "1"]
 
 
 def test_each_layer_is_correlated_on_its_own(multirun):
@@ -137,10 +127,11 @@ def test_a_lag_costs_a_point_of_each_run(multirun):
 
 def test_a_constant_score_has_no_correlation(tmp_path):
     write_run(tmp_path, efficacy=lambda step: 70.0)
-    table = correlation_table(setting_of(tmp_path), "seen", of_changes=False)
-    assert set(table.rows["spearman_reason"]) == {"quality is constant"}
-    assert table.rows[["spearman_coefficient", "pearson_p_value"]].isna().all(axis=None)
-    assert "quality is constant" in table.cells[0]
+    for table in (pooled_table, each_runs_table):
+        found = table(setting_of(tmp_path), "seen", of_changes=False)
+        assert set(found.rows["spearman_reason"]) == {"quality is constant"}
+        assert found.rows[["spearman_coefficient", "pearson_low"]].isna().all(axis=None)
+        assert "quality is constant" in found.cells[0]
 
 
 def test_weights_are_those_of_the_last_step(multirun):
@@ -173,9 +164,9 @@ def test_a_fourth_metric_and_a_third_measure_are_in_every_table(tmp_path):
     table = headlines(setting)
     assert table.groups[1:-1] == [("Success, %", 5), ("Accuracy, %", 5), ("Generation, %", 5)]
     assert table.rows.iloc[1]["portability_generation"] == 10
-    row = gains(setting, "generation").iloc[0]
-    assert (row["portability_points"], row["portability_percent"]) == (5, 50)
-    for found in (correlation_table(setting, "seen", of_changes=True), lag_table(setting, "seen")):
+    gains = gains_table(setting, "seen", "generation")
+    assert gains is not None and gains.rows["portability_points"].iloc[0] == 5
+    for found in (pooled_table(setting, "seen", of_changes=True), lag_table(setting, "seen")):
         assert set(found.rows["metric"]) == {*METRICS, "portability"}
 
 
@@ -185,9 +176,6 @@ def test_the_overall_metric_is_the_one_that_no_kind_of_prompt_makes(tmp_path):
     assert setting.overall == "balance"
     rows = layer_correlation_table(setting, "seen").rows
     assert set(rows["metric"]) == {"balance"}
-    # The poster says nothing about these metrics.
-    write_run(tmp_path, sphere="paper", kinds={"asked": "recall"}, metrics=("recall", "balance"))
-    assert gains(setting_of(tmp_path)).index.tolist() == ["memit", "average"]
 
 
 def test_a_measure_with_turns_of_its_own_is_read_at_its_last_one(tmp_path):
@@ -225,10 +213,9 @@ def test_energy_and_quality_are_paired_where_both_were_measured(tmp_path):
             frame = pandas.read_parquet(part)
             frame.loc[frame["step"] % 2 > 0, "he_ratio"] = None
             frame.to_parquet(part, index=False)
-    rows = correlation_table(setting_of(tmp_path), "seen", of_changes=False).rows
-    assert set(rows["points"]) == {6}
-    rows = correlation_table(setting_of(tmp_path), "seen", of_changes=True).rows
-    assert set(rows["points"]) == {5}
+    for of_changes, points in ((False, 6), (True, 5)):
+        rows = pooled_table(setting_of(tmp_path), "seen", of_changes).rows
+        assert set(rows["points"]) == {points}
 
 
 def test_weights_that_were_not_measured_leave_the_norms_of_updates(tmp_path):
@@ -239,6 +226,18 @@ def test_weights_that_were_not_measured_leave_the_norms_of_updates(tmp_path):
     assert table.rows["applied_norm"].iloc[1] == 0.5
     assert table.rows["drift"].isna().all()
     assert "HE change, %" not in [column.header for column in headlines(setting).columns]
+
+
+def test_shares_of_the_time_are_those_of_the_mean_time(tmp_path):
+    write_run(tmp_path, stages=("values", "keys"))
+    slow = write_run(tmp_path, seed=1, stages=("values", "keys"))
+    for part in (slow / "steps").iterdir():
+        frame = pandas.read_parquet(part)
+        frame.assign(seconds_values=3.5).to_parquet(part, index=False)
+    row = time_table(setting_of(tmp_path)).rows.iloc[0]
+    # Half a second of one, and of four: a share of one fifth, and no mean of a half and an eighth.
+    assert row["share_keys"] == pytest.approx(20)
+    assert row["share_values"] == pytest.approx(80)
 
 
 def test_stages_are_those_that_the_run_declares(tmp_path):
@@ -254,3 +253,16 @@ def test_time_is_of_the_steps_that_can_be_read(tmp_path):
     row = time_table(setting_of(tmp_path)).rows.iloc[0]
     # Six of the ten steps are there: the unedited model's and those of 50 edits.
     assert row["total"] == pytest.approx(6 * 0.5 * 6 / 50)
+
+
+def test_what_is_beside_the_scores_is_that_of_the_last_step(tmp_path):
+    write_run(tmp_path, beside={"neighbourhood_kl": 0.3}, steps=3)
+    write_run(tmp_path, beside={"neighbourhood_kl": 0.5}, steps=3, seed=1)
+    table = beside_scores_table(setting_of(tmp_path), "seen")
+    assert table is not None
+    rows = table.rows.set_index("editor")["neighbourhood_kl"]
+    assert rows.to_dict() == {"unedited model": 0.0, "memit": pytest.approx(0.4, abs=1e-12)}
+
+
+def test_without_numbers_beside_the_scores_there_is_no_table(multirun):
+    assert beside_scores_table(multirun, "seen") is None
