@@ -5,25 +5,28 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from sphere_bench.config.schema import Config
 from sphere_bench.config.target_arguments import make_object
+from sphere_bench.data.corpus import Order
+from sphere_bench.data.facts import overwritten_by
 from sphere_bench.data.records import EditDataset
-from sphere_bench.editing.batch import Apply
 from sphere_bench.editing.contexts import fixed_contexts, generated_contexts
 from sphere_bench.editing.editor import EditingSetup
 from sphere_bench.editing.numerics import Numerics
-from sphere_bench.editing.pipeline import EditingPipeline
-from sphere_bench.editing.statistics.cache import load_or_compute
-from sphere_bench.editing.statistics.second_moments import ordinary_texts
+from sphere_bench.editing.pipeline import Apply, EditingPipeline
+from sphere_bench.editing.statistics.cache import CachedStatistics
+from sphere_bench.editing.statistics.given import GivenStatistics
+from sphere_bench.editing.statistics.second_moments import token_count
+from sphere_bench.editing.statistics.texts import OrdinaryText, ordinary_texts
 from sphere_bench.editing.transforms import Sphere
 from sphere_bench.editing.values.solver import ValueSettings
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.probe import ProbeSetup
 from sphere_bench.evaluation.scopes import Scopes
+from sphere_bench.models.batching import Budget
 from sphere_bench.models.loading import LoadedModel, load_model
 from sphere_bench.stream.measuring import Measurer, ScheduledProbe
 
@@ -61,22 +64,24 @@ def build_setup(
     """
     if contexts is None:
         contexts = (
-            generated_contexts(loaded, config.seed, config.values.context_tokens)
+            generated_contexts(loaded, config.seed, config.editor.context_lengths)
             if config.values.contexts is None
             else fixed_contexts(config.values.contexts)
         )
+    statistics = key_statistics(config, loaded)
     return EditingSetup(
         loaded=loaded,
         weights=EditedWeights(loaded.layout, config.editor.layers),
         values=ValueSettings(
-            **asdict(config.model.values),
+            **asdict(config.editor.values),
             precision=dtype_named(config.values.precision),
         ),
         contexts=contexts,
-        second_moments=lambda: key_statistics(config, loaded),
+        second_moments=statistics.second_moments,
+        held_out_moments=statistics.held_out_moments,
         pool=dataset.pool,
         seed=config.seed,
-        tokens_per_batch=config.values.tokens_per_batch,
+        tokens_per_batch=Budget(config.values.tokens_per_batch),
     )
 
 
@@ -115,7 +120,7 @@ def build_measurer(
         dataset=dataset,
         weights=weights,
         seed=config.seed,
-        tokens_per_batch=config.evaluation.tokens_per_batch,
+        tokens_per_batch=Budget(config.evaluation.tokens_per_batch),
         texts=texts,
     )
     probes = [
@@ -129,6 +134,8 @@ def build_measurer(
         first=evaluation.first,
         milestones=evaluation.milestones,
         seed=config.seed,
+        overwritten_by=overwritten_by([record.request for record in dataset.records]),
+        score_superseded=evaluation.superseded == "score",
     )
     return Measurer(probes, scopes, weights.layers)
 
@@ -138,19 +145,35 @@ def _build_probe(name: str, node: Mapping[str, Any], setup: ProbeSetup) -> Sched
     return ScheduledProbe(name, make_object(own, setup), node["every"])
 
 
-def key_statistics(config: Config, loaded: LoadedModel) -> Mapping[int, Tensor]:
-    """Second moments of the edited layers' keys, from the cache or computed into it."""
-    statistics = config.statistics
-    return load_or_compute(
+def key_statistics(config: Config, loaded: LoadedModel) -> CachedStatistics | GivenStatistics:
+    """Second moments of the edited layers' keys, which are read or computed when asked for."""
+    statistics, editor = config.statistics, config.editor
+    tokens = token_count(loaded, editor.layers, statistics.tokens, editor.tokens_per_dimension)
+    if statistics.path is not None:
+        return GivenStatistics(loaded, editor.layers, statistics.path, tokens)
+    return CachedStatistics(
         loaded,
-        config.editor.layers,
-        statistics.corpus,
-        statistics.tokens,
+        editor.layers,
+        OrdinaryText(
+            statistics.corpus,
+            tokens,
+            cast(Order, statistics.order),
+            statistics.tokens_per_text,
+            statistics.max_length,
+        ),
         statistics.cache,
-        max_length=statistics.max_length,
+        held_out=token_count(loaded, editor.layers, None, editor.held_out_per_dimension),
         tokens_per_batch=statistics.tokens_per_batch,
         precision=dtype_named(statistics.precision),
     )
+
+
+def given_moments(config: Config, loaded: LoadedModel) -> dict[str, str]:
+    """SHA-256 of the second moments that exist already, by layer; empty where they are computed."""
+    statistics = key_statistics(config, loaded)
+    if not isinstance(statistics, GivenStatistics):
+        return {}
+    return {str(layer): digest for layer, digest in statistics.fingerprint().items()}
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

@@ -113,17 +113,19 @@ def no_room(path: object, code: int) -> str:
     )
 
 
-def file_stamps(path: str) -> dict[str, list[int]] | None:
+def file_stamps(path: str, recursive: bool = True) -> dict[str, list[int]] | None:
     """Size and time of change of a file, or of the files of a folder; ``None`` if it is neither.
 
     Equal stamps show, without reading a byte, that nothing was changed.
+
+    Args:
+        recursive: look into the folders of a folder, too.
     """
     place = Path(path).expanduser()
     if not place.exists():
         return None
-    files = (
-        sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
-    )
+    inside = place.rglob("*") if recursive else place.glob("*")
+    files = sorted(file for file in inside if file.is_file()) if place.is_dir() else [place]
     stamps = {}
     for file in files:
         facts = file.stat()

@@ -76,7 +76,8 @@ def _explain_value(error: Any) -> str | None:
         return _no_key(key)
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is missing: set it"
-    return f"{key}: {str(error).splitlines()[0]}"
+    reason = re.sub(r"^While dereferencing interpolation '.*?': ", "", str(error).splitlines()[0])
+    return f"{key}: {reason}"
 
 
 def _explain_composition(error: Any) -> str | None:

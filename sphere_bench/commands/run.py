@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from sphere_bench.commands.hydra_entry import hydra_main
 from sphere_bench.config.composition import check_unedited, write_config
@@ -12,8 +13,10 @@ from sphere_bench.config.target_arguments import check_arguments, check_editor
 from sphere_bench.data.configured import build_dataset, with_total
 from sphere_bench.data.quality import warnings_of
 from sphere_bench.data.records import EditDataset
+from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.collapse import Collapse
 from sphere_bench.files import file_stamps
+from sphere_bench.models.team import Team, is_helper, process_count
 from sphere_bench.run_folder import provenance
 from sphere_bench.run_folder.continuation import Continuation
 from sphere_bench.run_folder.folder import FolderInUseError, RunFolder
@@ -27,7 +30,35 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> int:
     """The verb: one run, or with --multirun one after another."""
-    return hydra_main(run, "run", arguments)
+    if process_count() == 1:
+        return hydra_main(run, "run", arguments)
+    if {"-m", "--multirun"} & set(arguments):
+        raise SphereBenchError(
+            "torchrun and --multirun do not go together: start each run with a torchrun of its own"
+        )
+    if is_helper():
+        # The first process has the run's folder.
+        return hydra_main(help_with, "run", arguments, has_folder=False)
+    return hydra_main(run_with_helpers, "run", arguments)
+
+
+def run_with_helpers(config: Config) -> float | None:
+    """:func:`run`, the other processes being told when there is no more work."""
+    from sphere_bench.models.loading import resolve_device
+
+    team = Team.join(resolve_device(config.device))
+    try:
+        return run(config)
+    finally:
+        team.dismiss()
+
+
+def help_with(config: Config) -> None:
+    """Do pieces of the work of a run that another process makes."""
+    from sphere_bench.build import build_model
+
+    loaded = build_model(config)
+    loaded.team.help(loaded)
 
 
 def run(config: Config) -> float | None:
@@ -100,12 +131,21 @@ def continuation(config: Config, folder: RunFolder) -> Continuation:
 def has_ended(config: Config, found: Continuation) -> bool:
     """Whether nothing is left to do; other thresholds of collapse may leave something."""
     progress = found.folder.progress()
-    if progress is None or not found.is_intact(config.model.path):
+    if progress is None or not found.is_intact(stamps(config)):
         return False
     if progress.state == "collapsed":
         thresholds = EarlyStopping(Collapse(**asdict(config.collapse)))
         return thresholds.resume(found.folder, progress.step)
     return found.is_complete
+
+
+def stamps(config: Config) -> dict[str, Any]:
+    """Sizes and times of the files whose contents are known once the model is loaded."""
+    given = config.statistics.path
+    return {
+        "model_files": file_stamps(config.model.path),
+        "statistics_files": None if given is None else file_stamps(given, recursive=False),
+    }
 
 
 def make(config: Config, found: Continuation) -> None:
@@ -122,13 +162,14 @@ def make(config: Config, found: Continuation) -> None:
     # Another process may have been here before the folder was locked.
     found.compare({**found.facts, **provenance.versions()})
     folder, dataset = found.folder, found.dataset
-    for warning in warnings_of(dataset, config.edits.batch_size):
+    for warning in warnings_of(dataset, config.edits.batch_size, config.evaluation.superseded):
         logger.warning("%s", warning)
     loaded = build.build_model(config)
     facts = {
         **provenance.collect(config=asdict(config), device=str(loaded.device)),
         "model_fingerprint": model_fingerprint(loaded),
-        "model_files": file_stamps(config.model.path),
+        "second_moments": build.given_moments(config, loaded),
+        **stamps(config),
         "dataset_fingerprint": dataset.fingerprint(),
         "records": len(dataset.records),
         "corpora": corpora(asdict(config)),
@@ -146,6 +187,7 @@ def make(config: Config, found: Continuation) -> None:
     facts["config_hash"] = config_hash(identity(asdict(config)))
     facts["contexts"] = list(setup.contexts)
     facts["columns"] = measurer.tables.described()
+    facts["editor"] = editing.facts()
     if found.differences:
         logger.warning(
             "%s holds another run (%s): starting anew", folder, "; ".join(found.differences)

@@ -12,11 +12,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def precompute(config: Config) -> None:
-    """Put the second moments that the configuration's runs need into the cache."""
-    from sphere_bench.build import build_model, key_statistics
-    from sphere_bench.editing.statistics.cache import default_cache_dir
+    """Put the second moments that the configuration's runs need into the cache.
 
-    moments = key_statistics(config, build_model(config))
-    for layer, moment in moments.items():
+    Where ``statistics.path`` gives them, check that they fit the model.
+    """
+    from sphere_bench.build import build_model, key_statistics
+
+    statistics = key_statistics(config, build_model(config))
+    for layer, moment in statistics.second_moments().items():
         print(f"layer {layer}: second moment of {moment.shape[0]}-dimensional keys")
-    print(f"in {config.statistics.cache or default_cache_dir()}")
+    statistics.held_out_moments()
+    print(f"in {statistics.place}")

@@ -1,6 +1,5 @@
 """The configuration's files, and the typed configuration of what Hydra composed from them."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from sphere_bench.config.identity import identity
+from sphere_bench.config.identity import changed, identity
 from sphere_bench.config.model_numbers import check_model_numbers
 from sphere_bench.config.naming import check_effect, run_name, sets_decisive
 from sphere_bench.config.schema import Config
@@ -92,7 +91,9 @@ def validate(composed: DictConfig, overrides: Sequence[str] | None = None) -> Co
         if not named and sets_decisive(config, overrides):
             config.run.name = None
     if config.run.name is None:
-        config.run.name = run_name(config, config.run.overrides, merged)
+        config.run.name = run_name(
+            config, config.run.overrides, merged, recorded=recorded is not None
+        )
     return config
 
 
@@ -125,13 +126,7 @@ def check_unedited(file: Path, recorded: Mapping[str, Any]) -> None:
         SphereBenchError: somebody has edited the file.
     """
     # Only what decides results: the rest may change when the run goes on.
-    made = identity(json.loads(json.dumps(recorded, default=str)))
-    written = identity(json.loads(json.dumps(asdict(read_config(file)), default=str)))
-    edited = [
-        f"{key} {made.get(key)} -> {written.get(key)}"
-        for key in sorted(made.keys() | written.keys())
-        if made.get(key) != written.get(key)
-    ]
+    edited = changed(identity(recorded), identity(asdict(read_config(file))))
     if edited:
         raise SphereBenchError(
             f"{file} was edited after the run had begun ({'; '.join(edited)}): "

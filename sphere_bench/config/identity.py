@@ -8,22 +8,32 @@ from pathlib import Path
 from typing import Any
 
 # Keys, and nodes with all their keys: where a run happens, ends, is kept and is watched. The
-# contents of the model and of the dataset decide, and their fingerprints are recorded.
+# contents of the model, of the dataset and of given statistics decide, and their fingerprints are
+# recorded.
 _ELSEWHERE = (
-    *("run", "device", "trackers", "checkpoint", "collapse", "objective", "statistics.cache"),
+    *("run", "device", "trackers", "checkpoint", "collapse", "objective"),
+    *("statistics.cache", "statistics.path", "editor.held_out_per_dimension"),
     *("model.path", "dataset.path", "dataset.url", "dataset.loader.path", "dataset.loader.url"),
 )
 # These act only through the keys that refer to them, such as an editor's, a loader's, a probe's.
 REFERRED = (
-    *("model.layers", "model.second_moment_weight", "model.editors", "editor.sphere"),
+    *("model.layers", "model.values", "model.second_moment_weight", "model.editors"),
+    *("editor.sphere", "values.context_tokens"),
     *(f"dataset.{name}" for name in ("path", "url", "format", "split", "target")),
     *("evaluation.every", "perplexity", "energy"),
+)
+# What decides how second moments are computed, and nothing where they are given.
+_COMPUTED = (
+    *(f"statistics.{name}" for name in ("corpus", "tokens", "tokens_per_text", "order")),
+    *("statistics.max_length", "statistics.precision", "editor.tokens_per_dimension"),
 )
 # How work is cut into forwards, in whichever node.
 _CUT = "tokens_per_batch"
 # A key of this name, in whichever node, names a text; with one of the suffixes, a local file.
 _CORPUS = "corpus"
-_CORPUS_SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".parquet")
+# This corpus has no order of its own.
+_GENERATED = "generated"
+_CORPUS_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".ndjson", ".parquet")
 _SPHERE = ("alpha", "eta", "basis", "normalize_rows", "rank_rule")
 
 
@@ -73,7 +83,13 @@ def _inactive(flat: Mapping[str, Any]) -> Iterator[str]:
     if not flat.get("sphere.enabled", True):
         yield from (f"sphere.{name}" for name in _SPHERE)
     if flat.get("values.contexts") is not None:
-        yield "values.context_tokens"
+        yield "editor.context_lengths"
+    if flat.get("statistics.path") is not None:
+        yield from _COMPUTED
+    if flat.get("statistics.tokens") is not None:
+        yield "editor.tokens_per_dimension"
+    if flat.get("statistics.corpus") == _GENERATED:
+        yield "statistics.order"
     # At the milestone 0 all records of the run are scored on the unedited model.
     if not flat.get("edits.shuffle") and 0 not in flat.get("evaluation.milestones", []):
         yield "edits.total"
@@ -83,6 +99,20 @@ def _inactive(flat: Mapping[str, Any]) -> Iterator[str]:
             yield node
         if name == "tokens" and value == 0:
             yield f"{node}.{_CORPUS}"
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``key old -> new`` for every key whose value is another, both as a file gives them back.
+
+    Args:
+        before, now: dotted keys to plain values.
+    """
+    first, second = (json.loads(json.dumps(each, default=str)) for each in (before, now))
+    return [
+        f"{key} {first.get(key)} -> {second.get(key)}"
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    ]
 
 
 def config_hash(content: Mapping[str, Any]) -> str:
@@ -103,7 +133,7 @@ def corpora(config: Mapping[str, Any]) -> dict[str, str]:
     flat = flatten(config)
     without = list(_inactive(flat))
     return {
-        key: _sha256([file])
+        key: files_digest([file])
         for key, file in _corpus_files(flat).items()
         if file.is_file() and is_decisive(key) and not any(is_within(key, each) for each in without)
     }
@@ -135,7 +165,7 @@ def foreign_sources(config: Mapping[str, Any]) -> dict[str, str]:
     }
     acting = {**config, "probes": probes}
     sources = {target: _sources(target) for target in sorted(set(_targets(acting)))}
-    return {target: _sha256(files) for target, files in sources.items() if files}
+    return {target: files_digest(files) for target, files in sources.items() if files}
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -168,7 +198,8 @@ def _sources(target: str) -> list[Path]:
     return files
 
 
-def _sha256(files: Iterable[Path]) -> str:
+def files_digest(files: Iterable[Path]) -> str:
+    """SHA-256 over the contents of files, one after another."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sphere_bench.config.identity import REFERRED, config_hash, flatten, identity, is_within
+from sphere_bench.config.model_numbers import references
 from sphere_bench.config.schema import Config
 from sphere_bench.errors import SphereBenchError
 
@@ -15,11 +16,12 @@ from sphere_bench.errors import SphereBenchError
 _PLACED = ("editor", "sphere", "model", "dataset")
 # Characters of one value, and of all overrides together: a file system allows 255 for a name.
 _LONGEST_VALUE, _LONGEST = 24, 96
-_REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 _UNUSUAL = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
-def run_name(config: Config, overrides: Sequence[str], composed: DictConfig) -> str:
+def run_name(
+    config: Config, overrides: Sequence[str], composed: DictConfig, *, recorded: bool = False
+) -> str:
     """``{editor}-{sphere}-{model}-{dataset}[-{overrides}]-seed{seed}-{eight digits}``.
 
     Overrides are shown if they decide results: a key by its last part and its value, a group by the
@@ -30,11 +32,13 @@ def run_name(config: Config, overrides: Sequence[str], composed: DictConfig) -> 
         config: validated, but without its name.
         overrides: of the command line, as Hydra reads them.
         composed: the configuration before its references were resolved.
+        recorded: whether it is a run's own, which has no references any more. What they led to was
+            overridden when the run was begun.
     """
     content = asdict(config)
     values, decisive = flatten(content), identity(content)
     keys, options = _chosen(overrides, values)
-    acting = [*decisive, *_referred(composed, decisive)]
+    acting = [*decisive, *(REFERRED if recorded else _referred(composed, decisive))]
     labels = {
         key: _labelled(key, value)
         for key, value in values.items()
@@ -107,7 +111,7 @@ def _referred(composed: DictConfig, decisive: Mapping[str, Any]) -> list[str]:
         reference
         for key, value in flatten(raw).items()
         if any(is_within(each, key) for each in decisive)
-        for reference in _REFERENCE.findall(str(value))
+        for reference in references(value, composed)
     }
     return [each for each in found if any(is_within(each, node) for node in REFERRED)]
 

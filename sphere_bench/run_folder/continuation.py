@@ -6,7 +6,6 @@ from typing import Any
 
 from sphere_bench.data.records import EditDataset
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.files import file_stamps
 from sphere_bench.run_folder.folder import EarlierVersionError, RunFolder
 from sphere_bench.run_folder.identity import differences, shown
 from sphere_bench.run_folder.table_files import first_gap
@@ -84,13 +83,12 @@ class Continuation:
         else:
             self._keep_what_is_recorded()
 
-    def is_intact(self, model_path: str) -> bool:
-        """Whether the folder holds all rows of this run, by the model that is at ``model_path``."""
-        return (
-            self.resumes
-            and first_gap(self.folder) is None
-            and self.folder.provenance().get("model_files") == file_stamps(model_path)
-        )
+    def is_intact(self, stamps: Mapping[str, Any]) -> bool:
+        """Whether the folder holds all rows of this run, made from files with these ``stamps``."""
+        if not self.resumes or first_gap(self.folder) is not None:
+            return False
+        recorded = self.folder.provenance()
+        return all(recorded.get(key) == stamp for key, stamp in stamps.items())
 
     @property
     def is_complete(self) -> bool:

@@ -14,13 +14,14 @@ from filelock import FileLock, Timeout
 
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.files import remove_folder, remove_partial, write_json
+from sphere_bench.run_folder.provenance import other_machine
 
 logger = logging.getLogger(__name__)
 
 State = Literal["running", "done", "interrupted", "collapsed"]
 
 # What provenance.json holds of the latest command; the rest is of the first.
-_LATEST = ("config", "records", "dataset_fingerprint", "model_files")
+_LATEST = ("config", "records", "dataset_fingerprint", "model_files", "statistics_files")
 
 #: The layout of the folder. The version before had none: a part for each step, other keys.
 FORMAT = 2
@@ -262,11 +263,12 @@ class RunFolder:
         """
         first = self.provenance()
         changed = {key: value for key, value in facts.items() if first.get(key) != value}
-        for key in ("git", "device", "threads"):
-            if key in changed:
-                logger.warning(
-                    "going on with another %s: %s -> %s", key, first.get(key), facts[key]
-                )
+        if "git" in changed:
+            logger.warning("going on with another git: %s -> %s", first.get("git"), facts["git"])
+        if other := other_machine(first, facts):
+            logger.warning(
+                "going on with another %s: numbers may differ in their last digits", other
+            )
         latest = {key: facts[key] for key in _LATEST}
         resumed = [*first["resumed"], changed]
         write_json(self.provenance_file, {**first, **latest, "resumed": resumed})

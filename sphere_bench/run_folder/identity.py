@@ -10,7 +10,7 @@ from sphere_bench.run_folder.folder import RunFolder
 
 # What computes the numbers. The other packages carry them: a new pandas makes no other run.
 DECISIVE_PACKAGES = ("torch", "transformers", "tokenizers")
-_FACTS = ("model_fingerprint", "corpora", "sources", "sphere_bench", "contexts")
+_FACTS = ("model_fingerprint", "second_moments", "corpora", "sources", "sphere_bench", "contexts")
 _SHOWN_DIGITS = 12
 
 

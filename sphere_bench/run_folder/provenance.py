@@ -45,9 +45,33 @@ def collect(*, config: Mapping[str, Any], device: str) -> dict[str, Any]:
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
         "device": _device(device),
+        "threads": _threads(),
         "command": sys.argv,
         "config": config,
     }
+
+
+def other_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Device and number of threads that are others now, old -> new; ``None`` where they are not.
+
+    Args:
+        before, now: as :func:`collect` gives them. What one of them lacks is not compared.
+    """
+    return (
+        " and ".join(
+            f"{key} {_on_one_line(before[key])} -> {_on_one_line(now[key])}"
+            for key in ("device", "threads")
+            if key in before and key in now and before[key] != now[key]
+        )
+        or None
+    )
+
+
+def _on_one_line(fact: object) -> str:
+    """A fact without what is not known of it."""
+    if isinstance(fact, Mapping):
+        return ", ".join(str(value) for value in fact.values() if value is not None)
+    return str(fact)
 
 
 def git_state() -> dict[str, Any] | None:
@@ -100,6 +124,13 @@ def _processor() -> str | None:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or None
+
+
+def _threads() -> int:
+    """How many threads torch computes with on the CPU."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _device(device: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def summarize(folder: RunFolder) -> str:
 
 
 def incidents(progress: Progress | None, steps: pandas.DataFrame) -> list[str]:
-    """What a reader of the tables must know: batches that were left out, a run that ended early.
+    """What a reader of the tables must know: what was left out, a run that ended early.
 
     Args:
         progress: of the run.
@@ -48,6 +48,14 @@ def incidents(progress: Progress | None, steps: pandas.DataFrame) -> list[str]:
         if chosen.any():
             numbers = map(str, sorted(set(steps.loc[chosen, "step"])))
             lines.append(f"batches {what} (numerics.on_nonfinite): steps {', '.join(numbers)}")
+    # An earlier version counted none.
+    counted = steps[(steps["records"] > 0) & (steps.get("superseded", 0) > 0)]
+    if len(counted):
+        last = counted[counted["step"] == counted["step"].max()]
+        scopes = [
+            f"{row.scope} {row.superseded} of {row.records} records" for row in last.itertuples()
+        ]
+        lines.append(f"overwritten by later edits (evaluation.superseded): {', '.join(scopes)}")
     if progress is not None and progress.state == "collapsed":
         lines.append(
             f"collapsed after step {progress.step}, {progress.edits} of {progress.total} edits: "

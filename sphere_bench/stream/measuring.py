@@ -115,8 +115,8 @@ class Measurer:
             report: of the step's batch; ``None`` for the unedited model.
         """
         due = [each for each in self.probes if self._is_due(each, step)]
-        scopes = self.scopes.of(step)
-        moment = Moment(step, self.scopes.edits(step), self.scopes.batch_size, scopes)
+        scopes = self.scopes
+        moment = Moment(step, scopes.edits(step), scopes.batch_size, scopes.of(step))
         report = report or BatchReport()
         seconds = {stage: report.seconds.get(stage, 0.0) for stage in self.tables.stages}
         found = []
@@ -132,7 +132,8 @@ class Measurer:
             "nonfinite": report.nonfinite,
             "skipped": report.skipped,
         }
-        sizes = {scope: len(indices) for scope, indices in scopes.items()}
+        members = scopes.members(step) if evaluated else {"batch": []}
+        superseded = scopes.superseded(step)
         steps = [
             {
                 **self._empty(STEPS),
@@ -140,10 +141,11 @@ class Measurer:
                 **_merged(each.scopes.get(scope, {}) for each in found),
                 **position,
                 "scope": scope,
-                "records": records,
+                "records": len(indices),
+                "superseded": len(superseded.intersection(indices)),
             }
             # After a step that no record is looked at, one row holds the step's own values.
-            for scope, records in (sizes if evaluated else {"batch": 0}).items()
+            for scope, indices in members.items()
         ]
         layers = [
             {

@@ -22,6 +22,11 @@ POSITION = (
 SCOPE = (
     Column("scope", "text", "records that scores are means over: batch, seen, first or all"),
     Column("records", "whole", "records of the scope; 0 where no record is looked at"),
+    Column(
+        "superseded",
+        "whole",
+        "those whose fact a later edit has given another target: left out of the means by default",
+    ),
 )
 EVENTS = (
     Column("nonfinite", "truth", "a number was not finite, or an update was too large"),

@@ -110,8 +110,8 @@ class SequentialRun:
             raise Stopped(stop.number)
 
     def _run(self, stop: StopRequest) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        if (device := self.weights.device).type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         step = self._resume()
         collapsed = self.early_stopping.resume(self.recorder.folder, step)
         with ProgressBar(self.measurer.scopes, self.measurer.tables, step) as progress:
@@ -249,9 +249,8 @@ class SequentialRun:
 
 def peak_memory_bytes(weights: EditedWeights) -> int | None:
     """The largest memory so far: of the CUDA device that holds the weights, else of the process."""
-    device = next(iter(weights.current.values())).device
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if weights.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(weights.device)
     try:
         import resource
     except ImportError:  # Windows

@@ -206,12 +206,13 @@ def test_zsre_headline_is_token_accuracy(tmp_path: Path) -> None:
 
 
 def test_one_edit_at_a_time_and_the_latest_of_two_facts_wins(tmp_path: Path) -> None:
+    prompt, subject = "By trade Novult Tregel is a", "Novult Tregel"
     records = [
-        {"prompt": "Someone lives in", "subject": "Someone", "target_new": target, "case_id": case}
-        for case, target in enumerate(["Paris", "London"])
+        {"prompt": prompt, "subject": subject, "target_new": target, "case_id": case}
+        for case, target in enumerate(["tailor", "baker"])
     ]
     file = tmp_path / "mine.json"
-    file.write_text(json.dumps([{**record, "ground_truth": "Rome"} for record in records]))
+    file.write_text(json.dumps([{**record, "ground_truth": "farmer"} for record in records]))
     assert (
         run(
             tmp_path,
@@ -220,6 +221,7 @@ def test_one_edit_at_a_time_and_the_latest_of_two_facts_wins(tmp_path: Path) -> 
             "dataset.format=easyedit",
             "edits.total=2",
             "edits.batch_size=1",
+            "evaluation.superseded=score",  # to ask the first one's prompt once more
         )
         == 0
     )

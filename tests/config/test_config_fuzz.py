@@ -27,7 +27,7 @@ STUMBLING = ["editor=[0]", "seed=${oc.env:NO_SUCH_VARIABLE}", "sphere=[1,0]", "e
 EXTREME = {
     "seed=18446744073709551616": "seed=18446744073709551616: must be a number of at least 0",
     "model.values.learning_rate=1e39": "must be a number greater than 0, up to 1e+18",
-    "values.contexts=null values.context_tokens=500": "cannot sample 500 tokens",
+    "values.contexts=null values.context_tokens=500": "texts of 500 tokens do not fit",
     "perplexity.corpus=nowhere.txt": "perplexity.corpus=nowhere.txt: no such file",
     "perplexity.tokens=1": "perplexity.tokens=1: no text of perplexity.corpus has two tokens",
     "model.modules.projection=attn.c_attn": "its output has 384 numbers, not the hidden",
@@ -51,7 +51,24 @@ EXTREME = {
     "editor=ft editor.method.loss=x": "must be one of teacher_forced, last_position",
     "editor=ft +editor.method.chunk=0": "editor.method.chunk=0: must be a number of at least 1",
     "editor=ultraedit editor.method.learning_rate=nan": "learning_rate=nan: must be a number",
+    "editor=rome model.editors.rome.values.learning_rat=1": "no key 'model.editors.rome.values."
+    "learning_rat': did you mean 'model.editors.rome.values.learning_rate'?",
+    "editor=rome model.editors.rome.values.steps=x": "editor.values.steps: Value 'x' of type 'str'",
+    "editor=emmet model.editors.emmet.layers=[0.5]": "editor.layers=[0.5]: must be a rising list",
+    "editor=emmet model.editors.emmet.second_moment_weight=x": "weight=x: must be a number",
+    "editor=emmet editor.method.second_moment_weight=0": "weight=0: must be a number greater",
+    "editor=emmet editor.method.emmet_lambda=-1": "emmet_lambda=-1: must be a number of at least 0",
+    "editor=rlsedit editor.method.variant=x": "variant=x: must be one of paper, published-code, as",
+    "editor=rlsedit editor.method.mu_reg=0": "editor.method.mu_reg=0: raise one of them",
+    "editor=ultraedit editor.method.chunk=0": "editor.method.chunk=0: must be a number of at least",
     "editor=nas editor.method.value_transform.pilots=1.5": "pilots=1.5: must be a whole number",
+    "editor=nas editor.method.value_transform.pilots=0": "method.value_transform.pilots=0: must be",
+    "editor=nas editor.method.value_transform.drop=1": "method.value_transform.drop=1: must be",
+    "editor=encore editor.method.variant=x": "variant=x: must be one of paper, published-code",
+    "editor=encore model.editors.encore.argmax_hits=0": "method.argmax_hits=0: must be a",
+    "editor=encore model.editors.encore.ridge=-1": "solver.ridge=-1: must be a number of",
+    "editor=encore editor.method.argmax_hits=1.5": "argmax_hits=1.5: must be a whole number",
+    "editor=encore values.contexts=[]": "editor.method.argmax_hits counts in the contexts besides",
 }
 KEYS = sorted({*known_keys(), *groups()} - {"run.root"})
 # As they are typed; most are wrong for most keys.

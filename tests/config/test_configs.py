@@ -131,6 +131,9 @@ def test_sphere_is_the_papers_unless_the_published_codes_is_asked_for():
         ("ft", "in_loop", "in_loop", "in_loop"),
         ("ft-l", "in_loop", "in_loop", "in_loop"),
         ("ultraedit", "in_loop", "in_loop", "in_loop"),
+        ("prune", "deployed", "deployed", "deployed"),
+        ("emmet", "after", "in_loop", "after"),
+        ("rlsedit", "after", "in_loop", "after"),
     ],
 )
 def test_where_transforms_apply_follows_the_editor(editor, off, paper, published):
@@ -163,10 +166,13 @@ def test_models_have_their_published_numbers(name):
 
 
 def test_an_experiment_is_the_papers_setting():
-    config = typed("experiment=paper-llama3-zsre")
+    config = typed("experiment=as-published/sphere-llama3-8b-zsre")
     assert (config.model.name, config.dataset.name) == ("llama3-8b", "zsre")
     assert (config.edits.total, config.edits.batch_size) == (15000, 100)
-    assert typed("experiment=paper-llama3-zsre", "model=gpt2-xl").model.name == "gpt2-xl"
+    assert (
+        typed("experiment=as-published/sphere-llama3-8b-zsre", "model=gpt2-xl").model.name
+        == "gpt2-xl"
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,6 +201,11 @@ def test_an_experiment_is_the_papers_setting():
         ("model.values.learning_rate=inf", r"model\.values\.learning_rate=inf"),
         ("model.values.steps=0", r"model\.values\.steps=0"),
         ("model.second_moment_weight=0", r"model\.second_moment_weight=0"),
+        ("editor.values.steps=0", r"editor\.values\.steps=0: must be a number of at least 1"),
+        ("editor.layers=[2,1]", r"editor\.layers=\[2, 1\]: must be a rising list"),
+        ("++model.editors.memit.layers=[a]", r"editor\.layers=\['a'\]: must be a rising list"),
+        ("editor.context_lengths=[[3,0]]", r"editor\.context_lengths=\[\[3, 0\]\]: must be pairs"),
+        ("editor.context_lengths=[[3]]", r"editor\.context_lengths=\[\[3\]\]: must be pairs"),
         ("values.contexts=['a {}','b']", r"values\.contexts: 'b' must hold exactly one \{\}"),
         ("values.contexts=['{} {}']", r"values\.contexts: '\{\} \{\}'"),
         ("statistics.tokens=0", r"statistics\.tokens=0"),
@@ -294,6 +305,16 @@ def test_a_run_from_before_statistics_had_a_precision_can_be_read(tmp_path):
     write_config(config, file)
     kept = OmegaConf.load(file)
     del kept.statistics["precision"]
+    OmegaConf.save(kept, file)
+    assert read_config(file) == config
+
+
+def test_a_run_from_before_editors_had_values_of_their_own_can_be_read(tmp_path):
+    config = typed("run.name=old", "editor.context_lengths=[]")
+    file = tmp_path / "config.yaml"
+    write_config(config, file)
+    kept = OmegaConf.load(file)
+    del kept.editor["values"], kept.editor["context_lengths"]
     OmegaConf.save(kept, file)
     assert read_config(file) == config
 

@@ -119,3 +119,32 @@ def test_a_probe_that_is_left_out_counts_for_nothing(mine: Path) -> None:
     node = {"_target_": "sources_mine.Rect"}
     assert foreign_sources({"probes": {"mine": {**node, "every": 1}}})
     assert foreign_sources({"probes": {"mine": {**node, "every": 0}}}) == {}
+
+
+TEXT = {"corpus", "tokens", "order", "tokens_per_text", "max_length", "precision"}
+
+
+def test_what_is_read_for_key_statistics_counts_where_it_is_read(tmp_path: Path) -> None:
+    found = identity(content())
+    assert {f"statistics.{name}" for name in TEXT} <= found.keys()
+    assert found["editor.tokens_per_dimension"] == 10
+    assert "editor.held_out_per_dimension" not in found  # it is only measured
+    changes = ("order=file", "tokens_per_text=null", "tokens=99")
+    for change in changes:
+        assert identity(content(f"statistics.{change}")) != found
+    # A number of tokens leaves nothing for the editor to decide.
+    assert "editor.tokens_per_dimension" not in identity(content("statistics.tokens=99"))
+    # What the model writes has no order of its own.
+    written = ("statistics.corpus=generated", "statistics.order=file")
+    assert identity(content(*written)) == identity(content(written[0]))
+
+
+def test_given_statistics_count_by_their_content_alone(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("Someone lives in Rome.\n")
+    one = content(f"statistics.path={tmp_path}/one", f"statistics.corpus={corpus}")
+    two = content(f"statistics.path={tmp_path}/two", "statistics.tokens=7")
+    assert identity(one) == identity(two) != identity(content())
+    assert not any(key.startswith("statistics") for key in identity(one))
+    assert "editor.tokens_per_dimension" not in identity(one)
+    assert corpora(one) == {}

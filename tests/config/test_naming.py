@@ -73,6 +73,18 @@ def digits(*overrides: str) -> str:
             "memit-paper-tiny-gpt2-tiny-counterfact-steps3-kl_factor0-seed0",
         ),
         (
+            ["++model.editors.memit.values.learning_rate=0.25"],
+            "memit-paper-tiny-gpt2-tiny-counterfact-learning_rate0.25-seed0",
+        ),
+        (
+            ["editor.values.steps=7", "editor.context_lengths=[[4,2],[6,1]]"],
+            "memit-paper-tiny-gpt2-tiny-counterfact-steps7-context_lengths4_2_6_1-seed0",
+        ),
+        (
+            ["values.context_tokens=9"],
+            "memit-paper-tiny-gpt2-tiny-counterfact-context_tokens9-seed0",
+        ),
+        (
             ["editor.method.transforms=[{_target_: a.b.Rect}]"],
             "memit-paper-tiny-gpt2-tiny-counterfact-transformsRect-seed0",
         ),
@@ -132,6 +144,9 @@ def test_where_a_run_happens_and_how_long_it_is_are_not_in_its_name(override: st
         "editor.method.solver.second_moment_weight=6",
         "values.contexts=['{}']",
         "values.context_tokens=9",
+        "editor.context_lengths=[[10,4]]",
+        "++model.editors.memit.values.kl_factor=0.1",
+        "++model.editors.memit.second_moment_weight=6",
         "statistics.tokens=100",
         "statistics.corpus=generated",
         "perplexity.tokens=0",
@@ -155,6 +170,11 @@ def test_whatever_changes_a_result_changes_the_digits(override: str) -> None:
         ("values.contexts=['{}']", "values.context_tokens=3"),
         ("perplexity.tokens=0", "perplexity.corpus=generated"),
         ("editor=ultraedit", "model.layers=[1]"),
+        ("editor=rome", "values.context_tokens=3"),
+        ("editor=rome", "model.values.clamp_norm_factor=3"),
+        ("editor=ft-l", "++model.editors.rome.values={steps: 3}"),
+        ("++model.editors.memit={layers: [1], values: {steps: 3}}", "model.layers=[2]"),
+        ("++model.editors.memit={layers: [1], values: {steps: 3}}", "model.values.steps=4"),
         ("+probes.mine={_target_: m.P, every: 0}", "++probes.mine.seed=3"),
     ],
 )
@@ -231,13 +251,16 @@ def test_a_rerun_from_a_runs_folder_with_other_results_has_a_name_of_its_own(
     assert again(given, "seed=4", "run.name=mine") == "mine"
 
 
-@pytest.mark.parametrize("key", ["model.layers", "editor.sphere.alpha"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model.layers", "[1]"), ("editor.sphere.alpha", "0.1"), ("model.values.steps", "3")],
+)
 def test_a_key_that_does_nothing_in_a_recorded_configuration_is_refused(
-    key: str, tmp_path: Path
+    key: str, value: str, tmp_path: Path
 ) -> None:
     first = recorded(tmp_path)
     with pytest.raises(SphereBenchError, match=f"^{key} does nothing in a run's own config"):
-        again(first, f"{key}={'[1]' if key == 'model.layers' else 0.1}")
+        again(first, f"{key}={value}")
 
 
 def test_a_name_from_a_file_of_ones_own_is_kept() -> None:

@@ -1,8 +1,10 @@
 import json
 import subprocess
 
+import torch
+
 from sphere_bench.run_folder import provenance
-from sphere_bench.run_folder.provenance import collect, git_state
+from sphere_bench.run_folder.provenance import collect, git_state, other_machine
 
 CONFIG = {"seed": 0, "sphere": {"alpha": 0.8, "eta": 0.5}}
 
@@ -13,8 +15,17 @@ def test_provenance_says_which_code_and_machine_made_the_numbers():
     assert facts["packages"]["transformers"]
     assert facts["config"] == CONFIG
     assert facts["device"]["torch_device"] == "cpu"
+    assert facts["threads"] == torch.get_num_threads()
     assert facts["started_at"].endswith("+00:00")
     json.dumps(facts)
+
+
+def test_another_device_or_number_of_threads_is_named_and_what_is_not_known_is_not():
+    before = {"threads": 1, "device": {"torch_device": "cpu", "name": None}, "git": None}
+    assert other_machine(before, dict(before)) is None
+    assert other_machine(before, {**before, "git": {"commit": "c0ffee"}}) is None
+    assert other_machine(before, {**before, "threads": 4}) == "threads 1 -> 4"
+    assert other_machine({"device": "cpu"}, {**before, "device": "cpu"}) is None
 
 
 def test_provenance_never_fails(monkeypatch):

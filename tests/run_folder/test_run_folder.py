@@ -15,10 +15,12 @@ from sphere_bench.run_folder.folder import (
 FACTS = {
     "config": {"seed": 0},
     "packages": {},
-    "device": "cpu",
+    "device": {"torch_device": "cpu", "name": None},
+    "threads": 2,
     "records": 10,
     "dataset_fingerprint": "d",
     "model_files": None,
+    "statistics_files": None,
 }
 
 
@@ -26,7 +28,9 @@ def test_a_resumed_run_keeps_its_first_provenance(tmp_path, caplog):
     folder = RunFolder(tmp_path)
     folder.begin({**FACTS, "started_at": "first"})
     folder.resume({**FACTS, "started_at": "second"})
-    folder.resume({**FACTS, "started_at": "third", "device": "cuda", "records": 20})
+    other = {"device": {"torch_device": "cuda", "name": "A GPU"}, "threads": 1}
+    assert caplog.text == ""
+    folder.resume({**FACTS, "started_at": "third", **other, "records": 20})
     assert folder.provenance() == {
         **FACTS,
         "format": FORMAT,
@@ -34,10 +38,11 @@ def test_a_resumed_run_keeps_its_first_provenance(tmp_path, caplog):
         "started_at": "first",
         "resumed": [
             {"started_at": "second"},
-            {"started_at": "third", "device": "cuda", "records": 20},
+            {"started_at": "third", **other, "records": 20},
         ],
     }
-    assert "another device: cpu -> cuda" in caplog.text
+    assert "another device cpu -> cuda, A GPU and threads 2 -> 1: numbers may differ" in caplog.text
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("content", ["", '{"started_at"', "[]", "null", '{"config": {}}'])

@@ -19,7 +19,9 @@ def check_name(key: str, value: str) -> None:
 
 def check_layers(key: str, value: list[int]) -> None:
     """Raise unless ``value`` holds layer numbers, each once and in rising order."""
-    if not value or value != sorted(set(value)) or value[0] < 0:
+    # A value from a model's own numbers for an editor may be of any type.
+    numbers = isinstance(value, list) and all(type(each) is int for each in value)
+    if not numbers or not value or value != sorted(set(value)) or value[0] < 0:
         raise SphereBenchError(f"{key}={value}: must be a rising list of layer numbers from 0 on")
 
 

@@ -1,10 +1,12 @@
 """How a batch is edited: editor, contexts, key statistics, SPHERE, numbers that are not finite."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import II
+
 from sphere_bench.config.schema.checks import check_layers, check_name
-from sphere_bench.config.schema.model import DTYPES
+from sphere_bench.config.schema.model import DTYPES, ValueSolverConfig
 from sphere_bench.errors import (
     SphereBenchError,
     check_above,
@@ -13,8 +15,8 @@ from sphere_bench.errors import (
     check_choice,
 )
 
-# When the transforms of updates are applied.
-APPLY = ("in_loop", "after")
+# What transforms are applied to, and when.
+APPLY = ("in_loop", "after", "deployed")
 # Keys of editor.method that belong to the pipeline around the editor.
 SHARED = ("transforms", "conditioner", "continue_from")
 
@@ -46,8 +48,16 @@ class EditorConfig:
     Attributes:
         name: in the run's name and in the tables.
         layers: the decoder layers whose down projections are edited.
-        apply: when the transforms of updates are applied: ``in_loop``, before the next layer is
-            measured, or ``after``, when the updates of all layers are found.
+        tokens_per_dimension: tokens of ordinary text for every dimension of a key, where
+            ``statistics.tokens`` is null. The files of editors with a null space say 100.
+        held_out_per_dimension: tokens of other text for every dimension of a key, to see how much
+            of its energy lies in the null space; 0 leaves that out. ``alphaedit`` and ``nas`` have
+            10.
+        context_lengths: of the generated context prefixes: pairs of how many tokens one has, its
+            opening word and a BOS among them, and how many there are of this length.
+        apply: when updates are transformed: ``in_loop``, before the next layer is measured;
+            ``after``, when the updates of all layers are found; ``deployed`` transforms, behind
+            the conditioner, the whole change since the pretrained weights instead.
         method: the editor's class (``_target_``) with its own keys, and the keys that every editor
             has: ``transforms``, ``conditioner`` and ``continue_from``.
     """
@@ -57,11 +67,25 @@ class EditorConfig:
     apply: str
     sphere: EditorSphereConfig
     method: dict[str, Any]
+    # Runs recorded before there were these keys can be read.
+    tokens_per_dimension: int = 10
+    held_out_per_dimension: int = 0
+    values: ValueSolverConfig = field(default=II("model.values"))
+    context_lengths: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_name("editor.name", self.name)
         check_layers("editor.layers", self.layers)
+        self.values.check("editor.values")
+        for pair in self.context_lengths:
+            if len(pair) != 2 or min(pair) < 1:
+                raise SphereBenchError(
+                    f"editor.context_lengths={self.context_lengths}: must be pairs of how many "
+                    "tokens a context has and how many contexts there are of this length"
+                )
         check_choice("editor.apply", self.apply, APPLY)
+        check_at_least("editor.tokens_per_dimension", self.tokens_per_dimension, 1)
+        check_at_least("editor.held_out_per_dimension", self.held_out_per_dimension, 0)
         if "_target_" not in self.method:
             raise SphereBenchError("editor.method._target_ is missing: name the editor's class")
 
@@ -83,7 +107,8 @@ class ContextsConfig:
     Attributes:
         contexts: null generates the prefixes once, with the unedited model; a list fixes them, each
             with one ``{}`` for the prompt. The bare prompt is always among them.
-        context_tokens: tokens that are generated after each opening word.
+        context_tokens: tokens of a generated prefix, its opening word and a BOS among them; in
+            ``editor.context_lengths``, unless the editor has lengths of its own.
         tokens_per_batch: padded tokens in one forward; halved when memory runs out.
         precision: dtype of the layers that target values are optimised through; null is
             ``model.dtype``. ``bfloat16`` is faster where the processor has it. What is optimised
@@ -108,19 +133,26 @@ class ContextsConfig:
 
 @dataclass
 class StatisticsConfig:
-    """Text for the second moments of keys, and how the forwards over it are run.
+    """Text for the second moments of keys, and how the forwards over it are run; or their files.
 
     Attributes:
         corpus: a .txt, .md, .jsonl or .parquet file; a dataset on the hub as ``name``,
             ``name:config`` or ``name:config@revision``; ``bundled``, the tiny GPT-2's world; or
             ``generated``, text that the model writes itself.
-        tokens: how many tokens of it; null is ten times the width of the keys. The published code
-            reads 100,000 texts.
+        tokens: how many tokens of it; null is ``editor.tokens_per_dimension`` times the width of
+            the keys.
+        order: ``random`` reads the texts in an order that is drawn once and for all; of a dataset
+            on the hub, its shards and a buffer of texts are shuffled. ``file`` reads them as they
+            stand.
+        tokens_per_text: at most so many tokens of one text, from its beginning; null is no limit.
         max_length: tokens in a window; a longer text is cut.
         tokens_per_batch: padded tokens in one forward; halved when memory runs out.
         cache: folder of finished statistics; null is ``statistics`` in ``$SPHERE_BENCH_CACHE``, or
             in ``~/.cache/sphere-bench``.
         precision: dtype of the forwards; null is ``model.dtype``.
+        path: a file or a folder with second moments that exist already; then no text is read. Those
+            that ROME, MEMIT and AlphaEdit publish are ``.npz`` files, one for each layer, with the
+            name of its module in the file's name; ours are the files in ``cache``.
     """
 
     corpus: str
@@ -128,7 +160,11 @@ class StatisticsConfig:
     max_length: int
     tokens_per_batch: int
     cache: str | None
-    precision: str | None = None  # runs recorded before there was this key can be read
+    # Runs recorded before there were these keys can be read.
+    precision: str | None = None
+    order: str = "file"
+    tokens_per_text: int | None = None
+    path: str | None = None
 
     def __post_init__(self) -> None:
         if self.tokens is not None:
@@ -136,6 +172,9 @@ class StatisticsConfig:
         check_at_least("statistics.max_length", self.max_length, 1)
         check_at_least("statistics.tokens_per_batch", self.tokens_per_batch, 1)
         check_choice("statistics.precision", self.precision, (*DTYPES, None))
+        check_choice("statistics.order", self.order, ("random", "file"))
+        if self.tokens_per_text is not None:
+            check_at_least("statistics.tokens_per_text", self.tokens_per_text, 1)
 
 
 @dataclass

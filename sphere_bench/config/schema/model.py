@@ -24,7 +24,7 @@ class ModulesConfig:
 
 @dataclass
 class ValueSolverConfig:
-    """Settings of the value solver; they belong to a model.
+    """Settings of the value solver: an editor's own for the model, or else the model's.
 
     Attributes:
         steps: iterations; the last one computes the loss and takes no step.
@@ -42,13 +42,18 @@ class ValueSolverConfig:
     kl_factor: float
     loss_threshold: float
 
-    def __post_init__(self) -> None:
-        check_at_least("model.values.steps", self.steps, 1)
-        check_above("model.values.learning_rate", self.learning_rate, 0)
-        check_at_least("model.values.weight_decay", self.weight_decay, 0)
-        check_above("model.values.clamp_norm_factor", self.clamp_norm_factor, 0)
-        check_at_least("model.values.kl_factor", self.kl_factor, 0)
-        check_at_least("model.values.loss_threshold", self.loss_threshold, 0)
+    def check(self, key: str) -> None:
+        """Raise unless all are in their ranges.
+
+        Args:
+            key: dotted name of the node.
+        """
+        check_at_least(f"{key}.steps", self.steps, 1)
+        check_above(f"{key}.learning_rate", self.learning_rate, 0)
+        check_at_least(f"{key}.weight_decay", self.weight_decay, 0)
+        check_above(f"{key}.clamp_norm_factor", self.clamp_norm_factor, 0)
+        check_at_least(f"{key}.kl_factor", self.kl_factor, 0)
+        check_at_least(f"{key}.loss_threshold", self.loss_threshold, 0)
 
 
 @dataclass
@@ -61,8 +66,9 @@ class ModelConfig:
             GPT-2).
         layers: the decoder layers that editors edit, those with layers of their own apart.
         second_moment_weight: lambda, the weight of ordinary keys in MEMIT and its relatives.
-        editors: numbers of an editor that belong to this model, such as ``rome.layer``; the
-            editor's file refers to them.
+        editors: numbers of an editor that belong to this model, by the editor's name. Every editor
+            has ``layers`` and ``values`` (what of ``model.values`` is otherwise with it); the
+            editor's file may refer to more, such as ``rome.whiten``.
         revision: of the model on the hub.
         shape: a configuration of transformers with ``model_type``: the weights are then random, for
             timing, and only the tokenizer comes from ``path``.
@@ -86,4 +92,5 @@ class ModelConfig:
         check_name("model.name", self.name)
         check_choice("model.dtype", self.dtype, DTYPES)
         check_layers("model.layers", self.layers)
+        self.values.check("model.values")
         check_above("model.second_moment_weight", self.second_moment_weight, 0)

@@ -24,7 +24,8 @@ class DatasetConfig:
             refers to ``path``, ``format``, ``url``, ``split`` and ``target``.
         path: a JSON, JSONL, parquet, CSV or TSV file, a URL of one, a dataset on the hub or
             ``bundled``; null downloads ``url``.
-        format: ``counterfact``, ``easyedit`` or ``zsre``; ``auto`` decides by the fields.
+        format: ``counterfact``, ``easyedit``, ``qaedit`` or ``zsre``; ``auto`` decides by the
+            fields.
         url: the official download.
         split: of a dataset on the hub that has several.
         target: ZsRE's field with the edit's target, ``answers`` or ``alt``.
@@ -96,6 +97,8 @@ class EvaluationConfig:
         milestones: numbers of edits at which all edits so far are evaluated; 0 evaluates all
             records on the unedited model.
         tokens_per_batch: padded tokens in one forward; halved when memory runs out.
+        superseded: what becomes of a record whose fact a later edit gives another target, from
+            that step on: ``leave_out`` of all scores, or ``score`` as published code does.
     """
 
     every: int
@@ -103,6 +106,7 @@ class EvaluationConfig:
     first: int
     milestones: list[int]
     tokens_per_batch: int
+    superseded: str = "leave_out"
 
     def __post_init__(self) -> None:
         check_at_least("evaluation.every", self.every, 1)
@@ -111,6 +115,7 @@ class EvaluationConfig:
         for milestone in self.milestones:
             check_at_least("evaluation.milestones", milestone, 0)
         check_at_least("evaluation.tokens_per_batch", self.tokens_per_batch, 1)
+        check_choice("evaluation.superseded", self.superseded, ("leave_out", "score"))
 
 
 @dataclass

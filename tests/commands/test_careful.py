@@ -1,0 +1,119 @@
+"""The careful evaluation: what it adds, what it leaves alone, and that it survives a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+from pandas.testing import assert_frame_equal
+
+from sphere_bench.cli import main
+from tests.run_tables import assert_same_tables, table, without_times
+
+ROOT = Path(__file__).parents[2]
+QUICK = (
+    *("model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "perplexity.tokens=50"),
+    *("edits.total=6", "edits.batch_size=2", "checkpoint.every=1", "evaluation.seen=4"),
+)
+PROBES = ("generation", "locality", "fluency")
+OFTEN = ("evaluation=careful", *(f"probes.{name}.every=1" for name in PROBES))
+SMALL = ("probes.generation.records=2", "probes.fluency.records=1", "probes.generation.prompts=1")
+
+
+def arguments(root: Path, name: str, *overrides: str) -> list[str]:
+    return ["run", f"run.root={root}", f"run.name={name}", *QUICK, *overrides]
+
+
+@pytest.fixture(scope="module")
+def careful(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    assert main(arguments(root, "careful", *OFTEN, *SMALL)) == 0
+    return root / "careful"
+
+
+def test_every_step_has_answers_agreement_and_fluency(careful: Path) -> None:
+    steps = table(careful, "steps")
+    for name in ("efficacy_generation", "specificity_agreement", "neighbourhood_kl", "fluency"):
+        assert steps[name].notna().all(), name
+    unedited, last = (steps[steps["step"] == step].iloc[0] for step in (0, 3))
+    assert unedited["specificity_agreement"] == unedited["specificity_generation"] == 100.0
+    assert unedited["neighbourhood_kl"] == 0.0 < last["neighbourhood_kl"]
+    assert unedited["efficacy_generation"] == 0.0
+    said = table(careful, "generations")
+    assert set(said["kind"]) == {"rewrite", "paraphrase", "neighbourhood"}
+    # Two records a scope, one prompt of each kind.
+    counts = said.groupby(["step", "scope"], observed=True).size()
+    assert set(counts) == {6}
+    # The tiny model ends its sentences.
+    assert said["text"].str.endswith(".").mean() > 0.8
+
+
+def test_it_leaves_the_run_as_it_is_without(careful: Path) -> None:
+    assert main(arguments(careful.parent, "plain")) == 0
+    without = careful.parent / "plain"
+    for name in ("cases", "layers", "geometry"):
+        assert_frame_equal(
+            without_times(table(careful, name)),
+            without_times(table(without, name)),
+            check_exact=True,
+        )
+    steps = without_times(table(without, "steps"))
+    assert_frame_equal(table(careful, "steps")[list(steps)], steps, check_exact=True)
+
+
+def test_killed_and_resumed_it_has_the_same_tables(careful: Path, tmp_path: Path) -> None:
+    command = arguments(tmp_path, "careful", *OFTEN, *SMALL)
+    code = (
+        "import os, signal; from sphere_bench.cli import main; "
+        "from sphere_bench.run_folder.tables import Recorder; commit = Recorder.commit_step; "
+        "Recorder.commit_step = lambda self, step, *others: os.kill(os.getpid(), signal.SIGKILL) "
+        f"if step == 2 else commit(self, step, *others); main({command!r})"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert main(command) == 0
+    assert_same_tables(tmp_path / "careful", careful)
+
+
+def test_questions_are_answered_by_the_tiny_model(tmp_path: Path) -> None:
+    asked = ("dataset=tiny-qa", "model.values.steps=10", "values.contexts=null")
+    assert main(arguments(tmp_path, "qa", "evaluation=careful", *asked)) == 0
+    steps = table(tmp_path / "qa", "steps").set_index(["step", "scope"])
+    assert steps.loc[(0, "batch"), "specificity_generation"] == 100.0
+    assert steps.loc[(3, "batch"), "efficacy_generation"] == 100.0
+    # At its cadence the first step and the last have answers, and the others have none.
+    assert steps["efficacy_generation"].isna().groupby("step").all().to_list() == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    answers = pandas.read_parquet(tmp_path / "qa" / "generations")
+    assert set(answers["scope"]) == {"batch", "seen", "first"}
+    assert answers["case_id"].str.fullmatch(r"P\d+-\d+").all()
+
+
+def test_a_judge_is_an_object_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "lenient.py").write_text(
+        "class Lenient:\n"
+        "    def __init__(self, bonus: float = 0.0):\n"
+        "        self.bonus = bonus\n\n"
+        "    def __call__(self, said):\n"
+        "        return [self.bonus if each.target not in each.answer else 1.0 for each in said]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    judge = "probes.generation.judge={_target_: lenient.Lenient, bonus: 0.25}"
+    command = arguments(tmp_path, "judged", "evaluation=careful", judge, "edits.total=2")
+    assert main([*command, "--config-dir", "mine"]) == 0
+    steps = table(tmp_path / "judged", "steps")
+    assert steps.loc[steps["step"] == 0, "efficacy_generation"].unique().tolist() == [25.0]
+    wrong = judge.replace("bonus", "bonsu")
+    assert main([*arguments(tmp_path, "other", "evaluation=careful", wrong)]) == 2
+    assert "no key 'probes.generation.judge.bonsu': Lenient takes bonus" in capsys.readouterr().err
