@@ -34,11 +34,8 @@ from sphere_bench.editing.batch import BatchReport
 from sphere_bench.editing.locate_then_edit import LocateThenEdit
 from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.stages import STAGES
-from sphere_bench.editing.statistics.second_moments import (
-    ordinary_texts,
-    second_moments,
-    token_count,
-)
+from sphere_bench.editing.statistics.second_moments import second_moments, token_count
+from sphere_bench.editing.statistics.texts import ordinary_texts
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.teacher_forced import score_records
 from sphere_bench.geometry.energy import row_geometry
@@ -177,7 +174,12 @@ class Benchmark:
             return
         self._tell("key statistics")
         config, layers = self.config.statistics, self.setup.weights.layers
-        wanted = token_count(self.loaded, layers, tokens or config.tokens)
+        wanted = token_count(
+            self.loaded,
+            layers,
+            tokens or config.tokens,
+            self.config.editor.tokens_per_dimension,
+        )
         texts: list[str] = []
         count = 0
         for text in ordinary_texts(self.loaded, config.corpus):

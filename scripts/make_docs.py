@@ -36,6 +36,8 @@ from sphere_bench.run_folder.tables import OF_RUN
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ("configuration.md", "tables.md")
+#: The evaluation with every probe.
+CAREFUL = "evaluation=careful"
 
 _PIECE = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ENTRY = re.compile(r"^    (\w[\w, ]*): (.*(?:\n {8}.*)*)", re.MULTILINE)
@@ -187,12 +189,17 @@ def _editors() -> str:
         config: Any = OmegaConf.to_container(_composed(f"editor={option}"), resolve=False)
         method = config["editor"]["method"]
         sets = [
-            f"`{key}={json.dumps(value) if not isinstance(value, str) else value}`"
+            f"`{key}={_unmodelled(value) if isinstance(value, str) else json.dumps(value)}`"
             for key, value in _leaves(method)
             if key.rpartition(".")[2] != "_target_" and value not in (None, [], "unconditioned")
         ]
         rows.append([f"`{option}`", _value(method), ", ".join(sets) or "-"])
     return _table(["editor", "class", "what it sets below `editor.method`"], rows)
+
+
+def _unmodelled(value: str) -> str:
+    """A number that a model may have for the editor as it is where the model has none."""
+    return re.sub(r"^\$\{oc\.select:[^,]+,(.*)\}$", r"\1", value)
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -213,7 +220,7 @@ def _methods() -> str:
 
 
 def _probes() -> str:
-    return _classes(list(_composed().probes.values()), [])
+    return _classes(list(_composed(CAREFUL).probes.values()), [])
 
 
 def _classes(nodes: Iterable[Any], first: list[str]) -> str:
@@ -284,10 +291,22 @@ def _tables() -> str:
     )
 
 
+def _careful() -> str:
+    """What the careful evaluation adds to the tables."""
+    known = {table.name: set(table.columns) for table in default_tables()}
+    pieces = []
+    for table in default_tables(CAREFUL):
+        further = [each for each in table.columns if each not in known.get(table.name, ())]
+        title = f"further columns of `{table.name}`" if table.name in known else f"`{table.name}`"
+        if further:
+            pieces.append(f"### {title}: {table.meaning}\n\n{_columns(further)}")
+    return "\n\n".join(pieces)
+
+
 @cache
-def default_tables() -> Sequence[Table]:
-    """The tables of a run with the default probes."""
-    config = compose_config([])
+def default_tables(*overrides: str) -> Sequence[Table]:
+    """The tables of a run with the default probes, or with others."""
+    config = compose_config(overrides)
     loaded = build_model(config)
     weights = EditedWeights(loaded.layout, config.editor.layers)
     return build_measurer(config, loaded, build_dataset(config), weights).tables.tables
@@ -311,6 +330,7 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "probes": _probes,
     "of_run": _of_run,
     "tables": _tables,
+    "careful": _careful,
 }
 
 

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sphere_bench.editing.statistics.cache import load_or_compute
+from sphere_bench.editing.statistics.cache import CachedStatistics
+from sphere_bench.editing.statistics.texts import OrdinaryText
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.models.loading import LoadedModel, load_model
 from sphere_bench.run_folder.checkpoints import Checkpoint, Checkpoints
@@ -88,11 +89,16 @@ def golden_model() -> LoadedModel:
     return load_model(str(GOLDEN / NAMES[0]), device="cpu")
 
 
+def key_statistics(folder: str) -> dict[int, torch.Tensor]:
+    text = OrdinaryText("bundled", 30, order="file")
+    return CachedStatistics(golden_model(), [0], text, folder).second_moments()
+
+
 @cache
 def statistics() -> tuple[str, bytes, torch.Tensor]:
     """A cache file's name and content, and the moment of layer 0 in it."""
     with tempfile.TemporaryDirectory() as folder:
-        moments = load_or_compute(golden_model(), [0], "bundled", 30, folder)
+        moments = key_statistics(folder)
         (file,) = Path(folder).iterdir()
         return file.name, file.read_bytes(), moments[0]
 
@@ -106,7 +112,7 @@ def test_damaged_key_statistics_are_refused_or_unchanged(data: st.DataObject) ->
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / name).write_bytes(data.draw(damaged(content[:part])) + content[part:])
         try:
-            found = load_or_compute(golden_model(), [0], "bundled", 30, folder)
+            found = key_statistics(folder)
         except SphereBenchError as error:
             assert "damaged: delete" in str(error) and "\n" not in str(error)
         else:

@@ -13,7 +13,7 @@ from sphere_bench.run_folder.folder import RunFolder
 from tests.run_tables import table
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".", "docs", "results", "results/smollm2", "tests/golden")
+FOLDERS = (".", "docs", "results", "tests/golden")
 DOCUMENTS = sorted(file for folder in FOLDERS for file in (ROOT / folder).glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TEST_FILE = re.compile(r"`((?:\w+/)*test_\w+\.py)`")

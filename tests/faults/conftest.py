@@ -60,14 +60,23 @@ class Nursery:
         root: Path,
         *overrides: str,
         kill_after: float | None = None,
+        composed: bool = False,
         **faults: dict[str, Any],
     ) -> Death:
-        """One `sphere-bench run` in ``root``, with faults of its run's folder."""
+        """One `sphere-bench run` in ``root``, with faults of its run's folder.
+
+        For ``kill_after`` and ``composed`` see ``nursery.answer``.
+        """
         for name in ("log", "signal_before_change", "full_disk"):
             if name in faults:
                 faults[name]["folder"] = str(root / "run")
         arguments = ["run", f"run.root={root}", *SETTINGS, *overrides]
-        request = {"arguments": arguments, "faults": faults, "kill_after": kill_after}
+        request = {
+            "arguments": arguments,
+            "faults": faults,
+            "kill_after": kill_after,
+            "composed": composed,
+        }
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
@@ -139,8 +148,12 @@ def reference(
         log = root / "changes"
         end = nursery.run(root, f"editor={editor}", log={"file": str(log)})
         assert end.code == 0, end.output
-        lines = [line.partition(" ") for line in log.read_text().splitlines()]
-        changes = [(event, Path(path)) for event, _, path in lines]
-        return Reference(root / "run", changes, end.seconds)
+        return Reference(root / "run", logged_changes(log), end.seconds)
 
     return make
+
+
+def logged_changes(log: Path) -> list[tuple[str, Path]]:
+    """What ``nursery.log`` wrote: events and paths."""
+    lines = [line.partition(" ") for line in log.read_text().splitlines()]
+    return [(event, Path(path)) for event, _, path in lines]

@@ -1,8 +1,9 @@
 """Runs the command line in processes to which bad things happen.
 
-A process of its own, spoken to in lines of JSON: it imports everything once and forks a child for
-every request, which costs a second instead of five. Nothing here is known to the package: what a
-child changes on the disk is seen through Python's audit hooks.
+A process of its own, spoken to in lines of JSON: it imports everything, reads a configuration and
+loads the model once, and forks a child for every request, which costs a second instead of five.
+Nothing here is known to the package: what a child changes on the disk is seen through Python's
+audit hooks.
 """
 
 import gc
@@ -36,18 +37,37 @@ def serve() -> None:
     """Answer requests until there are no more."""
     for name in IMPORTS:
         importlib.import_module(name)
+    warm_up()
     gc.freeze()  # no child has to go through what was there before it
     for line in sys.stdin:
         print(json.dumps(answer(**json.loads(line))), flush=True)
 
 
+def warm_up() -> None:
+    """Fill the caches of Hydra's grammar and of transformers' names of weights."""
+    import torch
+
+    from sphere_bench.config.composition import compose_config
+    from sphere_bench.models.loading import load_model
+
+    # A child of a process that has started threads waits for them without end.
+    torch.set_num_threads(1)
+    compose_config([])
+    load_model("bundled", device="cpu")
+
+
 def answer(
-    arguments: list[str], faults: dict[str, Any], kill_after: float | None = None
+    arguments: list[str],
+    faults: dict[str, Any],
+    kill_after: float | None = None,
+    composed: bool = False,
 ) -> dict[str, Any]:
     """Run the command line in a child.
 
     Args:
         arguments: of the command line.
+        composed: run the configuration that they compose, without the command line around it,
+            which takes as long as a few steps.
         faults: names and parameters of the functions in ``FAULTS``.
         kill_after: seconds until the child is killed from outside.
 
@@ -61,7 +81,7 @@ def answer(
         if not pid:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-            os._exit(live(arguments, faults))
+            os._exit(live(arguments, faults, composed))
         if kill_after is not None:
             time.sleep(kill_after)
             os.kill(pid, signal.SIGKILL)
@@ -73,15 +93,23 @@ def answer(
     return {"pid": pid, "code": code, "output": text, "seconds": seconds}
 
 
-def live(arguments: list[str], faults: dict[str, Any]) -> int:
+def live(arguments: list[str], faults: dict[str, Any], composed: bool) -> int:
     """What a child does: its exit code, if it lives to have one."""
     from sphere_bench.cli import main
+    from sphere_bench.commands.run import run
+    from sphere_bench.config.composition import compose_config
+
+    config = compose_config(arguments[1:]) if composed else None
 
     # A shell may have started the tests with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, parameters in faults.items():
         FAULTS[name](**parameters)
-    code = main(arguments)
+    if config is None:
+        code = main(arguments)
+    else:
+        run(config)
+        code = 0
     sys.stdout.flush()
     sys.stderr.flush()
     return code

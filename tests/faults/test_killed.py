@@ -1,13 +1,15 @@
 """A run that is killed, at whatever moment, goes on to the tables of one that is not."""
 
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.faults.conftest import STEPS, Nursery, Reference
+from tests.faults.conftest import STEPS, Nursery, Reference, logged_changes
 
 EDITORS = ("memit", "alphaedit", "ultraedit")
 KILLED = -signal.SIGKILL
@@ -19,44 +21,73 @@ def editor(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def kill(nursery: Nursery, root: Path, editor: str, change: int) -> int | None:
+def kill(
+    nursery: Nursery, root: Path, editor: str, change: int, composed: bool = False
+) -> int | None:
     """Run until the ``change``-th change in the run's folder, or to the end."""
     fault = {"change": change, "number": signal.SIGKILL}
-    return nursery.run(root, f"editor={editor}", signal_before_change=fault).code
+    return nursery.run(root, f"editor={editor}", composed=composed, signal_before_change=fault).code
 
 
-def writes_of_last_step(reference: Reference) -> list[int]:
-    """Numbers of the changes from the step's first to the run's last that change something.
+class LastStep(NamedTuple):
+    """A run with its last step to make.
 
-    A file that is opened twice in a row, or loses a temporary name that it has lost, does not.
+    Attributes:
+        root: holds it.
+        writes: numbers of the changes that change something in its folder when it goes on. A file
+            that is opened twice in a row, or loses a temporary name that it has lost, does not.
     """
-    changes = reference.changes
-    committed = [i for i, (_, path) in enumerate(changes) if path.name == "progress.json"]
-    saved = [i for i, (_, path) in enumerate(changes) if path.name == f"step-{STEPS}"]
+
+    root: Path
+    writes: list[int]
+
+
+@pytest.fixture(scope="module")
+def last_step(
+    nursery: Nursery,
+    reference: Callable[[str], Reference],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> LastStep:
+    whole = reference("memit").changes
+    committed = [i for i, (_, path) in enumerate(whole) if path.name == "progress.json"]
+    saved = [i for i, (_, path) in enumerate(whole) if path.name == f"step-{STEPS}"]
     # The progress before the last step's checkpoint is the last step's; its rows come before.
     first = [i for i in committed if i < saved[0]][-2] + 1
-    return [
+    root = tmp_path_factory.mktemp("last-step")
+    assert kill(nursery, root, "memit", first) == KILLED
+    tried = tmp_path_factory.mktemp("tried")
+    shutil.copytree(root / "run", tried / "run")
+    log = tried / "changes"
+    end = nursery.run(tried, "editor=memit", composed=True, log={"file": str(log)})
+    assert end.code == 0, end.output
+    changes = logged_changes(log)
+    writes = [
         number
-        for number in range(first, len(changes))
+        for number, (event, path) in enumerate(changes)
         if changes[number] != changes[number - 1]
-        and changes[number][0] != "os.chmod"
-        and not (changes[number][0] == "os.remove" and changes[number][1].suffix == ".partial")
+        and event != "os.chmod"
+        and not (event == "os.remove" and path.suffix == ".partial")
     ]
+    return LastStep(root, writes)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_between_every_two_writes_of_a_step(
-    nursery: Nursery, reference: Callable[[str], Reference], part: int, tmp_path: Path
+    nursery: Nursery,
+    reference: Callable[[str], Reference],
+    last_step: LastStep,
+    part: int,
+    tmp_path: Path,
 ) -> None:
-    whole = reference("memit")
-    writes = writes_of_last_step(whole)
     # Three tables and the progress; a checkpoint's three files; the removal of the one before.
-    assert len(writes) >= 25
-    for change in writes[part::PARTS]:
+    assert len(last_step.writes) >= 25
+    whole = reference("memit")
+    for change in last_step.writes[part::PARTS]:
         root = tmp_path / str(change)
-        assert kill(nursery, root, "memit", change) == KILLED
+        shutil.copytree(last_step.root / "run", root / "run")
+        assert kill(nursery, root, "memit", change, composed=True) == KILLED
         whole.assert_nothing_lost(root / "run", at_least=STEPS - 1)
-        assert nursery.run(root, "editor=memit").code == 0
+        assert nursery.run(root, "editor=memit", composed=True).code == 0
         whole.assert_completed(root / "run")
 
 
