@@ -8,11 +8,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c co
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench lint format types clean
+.PHONY: help run test bench mutations lint format types clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), ARGS='' (for run, test and bench)"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), ARGS='' (for run, test, bench and mutations)"
 
 run: $(VENV)/.installed ## run the benchmark on the bundled tiny GPT-2, offline
 	HF_HUB_OFFLINE=1 $(BIN)/sphere-bench run $(ARGS)
@@ -22,6 +22,9 @@ test: $(VENV)/.installed-dev ## run the tests
 
 bench: $(VENV)/.installed ## time a batch against the published algorithm and the machine
 	$(BIN)/python scripts/benchmark.py $(ARGS)
+
+mutations: $(VENV)/.installed-dev ## check that the tests notice wrong mathematics
+	$(BIN)/python scripts/mutation_check.py $(ARGS)
 
 lint: $(VENV)/.installed-dev ## check style and formatting
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[1]
 MUTATIONS = Path(__file__).with_name("mutations.yaml")
@@ -57,7 +57,7 @@ class Mutation(NamedTuple):
 
 def read_mutations(words: Sequence[str] = ()) -> list[Mutation]:
     """All mutations, or those whose name or file has one of the words."""
-    every = [Mutation(**entry) for entry in yaml.safe_load(MUTATIONS.read_text("utf-8"))]
+    every = [Mutation(**entry) for entry in OmegaConf.to_container(OmegaConf.load(MUTATIONS))]
     return [
         each
         for each in every

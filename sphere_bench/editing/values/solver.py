@@ -210,7 +210,8 @@ class _Solver:
 
     def _loss(self, delta: Tensor, *, backward: bool) -> Loss:
         """What an iteration finds for every request; the gradient is added to ``delta.grad``."""
-        jointly, total = self.settings.jointly, Loss(*torch.zeros(3, len(delta)).to(delta))
+        jointly = self.settings.jointly
+        total = Loss(*delta.new_zeros(3, len(delta)))
         with torch.set_grad_enabled(backward):
             decay = self.settings.weight_decay * delta.norm(dim=1) / self.norms**2
             own = Loss(decay, torch.zeros_like(decay), torch.zeros_like(decay))
