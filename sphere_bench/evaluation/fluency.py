@@ -54,9 +54,8 @@ class Fluency:
     ) -> None:
         check_sizes(KEY, records=records)
         self.setup = setup
-        self.records = records
         self.references = None if corpus is None else References(corpus)
-        self._sample = Sample(len(setup.dataset.records), setup.seed)
+        self._sample = Sample(len(setup.dataset.records), records, setup.seed)
         cases = [record.case for record in setup.dataset.records]
         check_room(setup.loaded, (each for case in cases for each in case.generation_prompts), KEY)
 
@@ -71,12 +70,12 @@ class Fluency:
 
     def measure(self, moment: Moment) -> Findings:
         cases = [record.case for record in self.setup.dataset.records]
-        scopes = {
-            scope: self._sample.of(
-                [each for each in records if cases[each].generation_prompts], self.records
-            )
-            for scope, records in moment.scopes.items()
-        }
+        scopes = self._sample.of_each(
+            {
+                scope: [each for each in records if cases[each].generation_prompts]
+                for scope, records in moment.scopes.items()
+            }
+        )
         wanted = sorted({each for records in scopes.values() for each in records})
         texts = self.texts(wanted)
         fluency = {each: 100 * mean(map(entropy, texts[each])) for each in wanted}

@@ -61,11 +61,10 @@ class Generation:
     ) -> None:
         check_sizes(KEY, records=records, prompts=prompts)
         self.setup = setup
-        self.records = records
         self.prompts = prompts
         self.judge: Judge = exact_match if judge is None else judge
         self.prompter = Prompter(setup.loaded, style, system, KEY)
-        self._sample = Sample(len(setup.dataset.records), setup.seed)
+        self._sample = Sample(len(setup.dataset.records), records, setup.seed)
         self._kinds = {kind.name: kind for kind in setup.dataset.kinds}
         cases = (record.case for record in setup.dataset.records)
         check_room(
@@ -87,10 +86,7 @@ class Generation:
         return Declared(scope=tuple(columns), tables=(GENERATIONS,))
 
     def measure(self, moment: Moment) -> Findings:
-        scopes = {
-            scope: self._sample.of(records, self.records)
-            for scope, records in moment.scopes.items()
-        }
+        scopes = self._sample.of_each(moment.scopes)
         wanted = [
             (asked, target)
             for asked in asked_prompts(self.setup.dataset, moment, scopes, self.prompts)

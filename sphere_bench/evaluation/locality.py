@@ -55,9 +55,8 @@ class Locality:
     ) -> None:
         check_sizes(KEY, records=records, prompts=prompts)
         self.setup = setup
-        self.records = records
         self.prompts = prompts
-        self._sample = Sample(len(setup.dataset.records), setup.seed)
+        self._sample = Sample(len(setup.dataset.records), records, setup.seed)
         self._kinds = {kind.name: kind for kind in setup.dataset.kinds if kind.wants == "true"}
         self._unedited: dict[str, Prediction] = {}
 
@@ -78,10 +77,7 @@ class Locality:
         return Declared(scope=tuple(columns))
 
     def measure(self, moment: Moment) -> Findings:
-        scopes = {
-            scope: self._sample.of(records, self.records)
-            for scope, records in moment.scopes.items()
-        }
+        scopes = self._sample.of_each(moment.scopes)
         asked = [
             each
             for each in asked_prompts(self.setup.dataset, moment, scopes, self.prompts)

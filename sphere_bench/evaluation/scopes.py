@@ -15,18 +15,24 @@ class Sample:
 
     Args:
         records: number of records of the run.
+        size: of the sample, at most; ``None`` takes all records.
         seed: decides the priorities; a longer run's first records have the same ones.
     """
 
-    def __init__(self, records: int, seed: int) -> None:
+    def __init__(self, records: int, size: int | None, seed: int) -> None:
+        self.size = size
         draw = random.Random(f"seen {seed}")
         self._priorities = [draw.random() for _ in range(records)]
 
-    def of(self, indices: Iterable[int], size: int | None) -> list[int]:
-        """At most ``size`` of the records, in their order; all of them with ``None``."""
-        if size is None:
+    def of(self, indices: Iterable[int]) -> list[int]:
+        """The sample of some records, in their order."""
+        if self.size is None:
             return list(indices)
-        return sorted(heapq.nsmallest(size, indices, key=self._priorities.__getitem__))
+        return sorted(heapq.nsmallest(self.size, indices, key=self._priorities.__getitem__))
+
+    def of_each(self, scopes: Mapping[str, Iterable[int]]) -> dict[str, list[int]]:
+        """The sample of each scope's records."""
+        return {scope: self.of(indices) for scope, indices in scopes.items()}
 
 
 def check_sizes(key: str, **sizes: int | None) -> None:
@@ -72,12 +78,11 @@ class Scopes:
     ) -> None:
         self.records = records
         self.batch_size = batch_size
-        self.seen = seen
         self.first = first
         self.milestones = frozenset(milestones)
         self.score_superseded = score_superseded
         self._overwritten_by = overwritten_by
-        self._sample = Sample(records, seed)
+        self._seen = Sample(records, seen, seed)
 
     def of(self, step: int) -> dict[str, list[int]]:
         """Scope to the indices of the records that count in it; a scope without any is left out."""
@@ -99,7 +104,7 @@ class Scopes:
         previous = self.edits(step - 1) if step else 0
         scopes = {
             "batch": list(range(previous, done)),
-            "seen": self._sample.of(range(done), self.seen),
+            "seen": self._seen.of(range(done)),
             "first": list(range(min(self.first, self.batch_size, done))),
         }
         if self.is_milestone(step):
