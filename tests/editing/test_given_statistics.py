@@ -67,6 +67,12 @@ def test_one_file_is_enough_for_one_layer(golden, tmp_path):
     assert list(given(golden, file, [1]).second_moments()) == [1]
 
 
+def test_the_name_may_stand_anywhere_in_the_files(golden, tmp_path):
+    for layer, name in ((0, "mine_{}_t1024.npz"), (1, "{}.npz")):
+        publish(golden, tmp_path, layer).rename(tmp_path / name.format(module(golden, layer)))
+    assert list(given(golden, tmp_path, [0, 1]).second_moments()) == [0, 1]
+
+
 def test_a_low_count_only_warns(golden, tmp_path, caplog):
     publish(golden, tmp_path, 0)
     publish(golden, tmp_path, 1, **{"mom2.count": 4000})
@@ -120,9 +126,12 @@ def test_a_layer_without_a_file_or_with_several_is_named(golden, tmp_path):
         given(golden, tmp_path, [1]).second_moments()
 
 
-def test_layer_1_is_not_layer_11(golden, tmp_path):
+@pytest.mark.parametrize(
+    "other", ["{}1_float32_mom2", "tower.{}_float32_mom2", "{}.below_float32_mom2", "1{}_mom2"]
+)
+def test_a_module_of_nearly_the_same_name_is_another_one(other, golden, tmp_path):
     file = publish(golden, tmp_path, 1)
-    file.rename(tmp_path / file.name.replace(".1.", ".11."))
+    file.rename(tmp_path / f"{other.format(module(golden, 1))}.npz")
     with pytest.raises(SphereBenchError, match=r"layer 1 is .* and no file has it"):
         given(golden, tmp_path, [1]).second_moments()
 

@@ -154,12 +154,15 @@ def test_without_a_number_there_are_so_many_tokens_for_every_dimension_of_a_key(
     assert token_count(llama, [0, 2], 7, 10) == 7
 
 
-def test_of_a_long_text_only_its_beginning_is_read(loaded):
-    result = second_moments(loaded, [1], TEXTS, 10_000, tokens_per_text=6)
+def test_of_a_long_text_only_its_beginning_is_read(loaded, corpus, tmp_path):
     texts = [loaded.tokenizer(text)["input_ids"][:6] for text in TEXTS]
     expected = second_moment(loaded, 1, texts)
+    result = second_moments(loaded, [1], TEXTS, 10_000, tokens_per_text=6)
     assert result.tokens == sum(map(len, texts)) < sum(map(len, windows(loaded, 10_000, 512)))
-    assert (result.moments[1] - expected).norm() < 1e-6 * expected.norm()
+    text = OrdinaryText(str(corpus), 10_000, order="file", tokens_per_text=6)
+    found = CachedStatistics(loaded, [1], text, tmp_path / "cache").second_moments()
+    for moment in (result.moments[1], found[1]):
+        assert (moment - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_layers_behind_the_last_one_asked_for_are_not_run(llama):
