@@ -11,6 +11,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from sphere_bench.cli import main
+from sphere_bench.evaluation import harness
 from tests.run_tables import assert_same_tables, table, without_times
 
 ROOT = Path(__file__).parents[2]
@@ -18,9 +19,15 @@ QUICK = (
     *("model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "perplexity.tokens=50"),
     *("edits.total=6", "edits.batch_size=2", "checkpoint.every=1", "evaluation.seen=4"),
 )
-PROBES = ("generation", "locality", "fluency")
+PROBES = ("generation", "locality", "fluency", "ability")
 OFTEN = ("evaluation=careful", *(f"probes.{name}.every=1" for name in PROBES))
-SMALL = ("probes.generation.records=2", "probes.fluency.records=1", "probes.generation.prompts=1")
+SMALL = (
+    *("probes.generation.records=2", "probes.fluency.records=1", "probes.generation.prompts=1"),
+    "probes.ability.items=8",
+)
+needs_lm_eval = pytest.mark.skipif(
+    not harness.is_installed(), reason="general ability needs the extra lm-eval"
+)
 
 
 def arguments(root: Path, name: str, *overrides: str) -> list[str]:
@@ -49,6 +56,36 @@ def test_every_step_has_answers_agreement_and_fluency(careful: Path) -> None:
     assert set(counts) == {6}
     # The tiny model ends its sentences.
     assert said["text"].str.endswith(".").mean() > 0.8
+
+
+@needs_lm_eval
+def test_every_step_has_the_abilities_of_the_tiny_world(
+    careful: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    abilities = table(careful, "abilities").set_index(["step", "task", "metric"])
+    tasks = (("tiny_kinds", "acc"), ("tiny_questions", "exact_match"))
+    assert sorted(abilities.index) == [(step, *each) for step in range(4) for each in tasks]
+    unedited = abilities.loc[0]
+    assert (unedited["value"] > unedited["chance"] + 2 * unedited["stderr"]).all()
+    assert (abilities["items"] == 8).all() and (abilities["seconds"] > 0).all()
+    assert (table(careful, "steps")["seconds_ability"] > 0).all()
+    assert main(["report", str(careful)]) == 0
+    assert "General ability, its mean change" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_lm_eval_it_says_so_in_one_line_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(harness, "is_installed", lambda: False)
+    few = ("edits.total=2", *SMALL, *(f"probes.{name}.every=0" for name in PROBES[:3]))
+    assert main(arguments(tmp_path, "without", "evaluation=careful", *few)) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "lm-eval" in line]
+    assert len(said) == 1 and "probes.ability.every=0" in said[0]
+    assert table(tmp_path / "without", "abilities").empty
+    assert main(["report", str(tmp_path / "without")]) == 0
+    alone = ("+probe@probes.ability=ability", "edits.total=2")
+    assert main(arguments(tmp_path, "alone", *alone)) == 2
+    assert "pip install 'sphere-bench[lm-eval]'" in capsys.readouterr().err
 
 
 def test_it_leaves_the_run_as_it_is_without(careful: Path) -> None:

@@ -1,0 +1,1 @@
+"""YAML files of lm-eval tasks, and the functions that they name."""
