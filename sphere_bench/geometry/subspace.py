@@ -86,3 +86,14 @@ def energy_share(basis: Tensor, moment: Tensor) -> float:
     """
     basis, moment = as_double(basis), as_double(moment)
     return ((basis * (moment @ basis)).sum() / moment.trace()).item()
+
+
+def share_within(rows: Tensor, basis: Tensor) -> float:
+    """||X V||^2 / ||X||^2: how much of the rows of X lies in a subspace; NaN where X is 0.
+
+    Args:
+        rows: X [n, d], any floating dtype.
+        basis: V [d, m], orthonormal columns.
+    """
+    rows = as_double(rows)
+    return ((rows @ as_double(basis)).square().sum() / rows.square().sum()).item()
