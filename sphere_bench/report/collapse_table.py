@@ -31,10 +31,7 @@ def collapse_table(setting: Setting) -> Table:
     rows = []
     for arm in setting.arms:
         for run in arm.runs:
-            rule = _rule(run)
-            scores = _scores(run, setting)
-            reached = [rule.reached(*numbers) for numbers in scores[_NUMBERS].itertuples(False)]
-            point = collapse_point(reached)
+            scores, point = _scores_and_point(run, setting)
             if scores.empty:
                 verdict = "no batch was evaluated"
             elif point is None:
@@ -47,7 +44,7 @@ def collapse_table(setting: Setting) -> Table:
                     "variant": arm.variant,
                     "seed": run.config["seed"],
                     "state": run.state,
-                    "rule": _describe(rule),
+                    "rule": _describe(_rule(run)),
                     "collapse": verdict,
                     "collapse_step": None if point is None else scores["step"].iloc[point],
                     "best": scores["efficacy"].max(),
@@ -66,6 +63,18 @@ def collapse_table(setting: Setting) -> Table:
         label("Run", "state"),
     ]
     return Table("collapse", f"Collapse on scope {SCOPE}", pandas.DataFrame(rows), columns)
+
+
+def collapse_step(run: Run, setting: Setting) -> int | None:
+    """The step of a run's collapse point; None where it has none."""
+    scores, point = _scores_and_point(run, setting)
+    return None if point is None else int(scores["step"].iloc[point])
+
+
+def _scores_and_point(run: Run, setting: Setting) -> tuple[pandas.DataFrame, int | None]:
+    rule, scores = _rule(run), _scores(run, setting)
+    reached = [rule.reached(*numbers) for numbers in scores[_NUMBERS].itertuples(False)]
+    return scores, collapse_point(reached)
 
 
 def _scores(run: Run, setting: Setting) -> pandas.DataFrame:

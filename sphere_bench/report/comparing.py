@@ -21,6 +21,7 @@ WITHOUT_SPHERE, WITH_SPHERE = "without SPHERE", "with SPHERE"
 # What follows from SPHERE being on or off.
 SPHERE_KEYS = ("sphere", "editor.apply")
 _LENGTH = "edits.total"
+_PROBES, _NO_PROBES, _ABSENT = "probes", "none of these", "absent"
 
 # Keys that start so follow from these choices, unless they differ where the choices are equal.
 _CHOICES = {
@@ -171,14 +172,16 @@ def differences(runs: Sequence[Run]) -> pandas.DataFrame:
     Keys that follow from another choice are left out: an editor's own numbers differ whenever the
     editor does.
     """
-    configs = pandas.DataFrame([run.config for run in runs], dtype=object).map(_text)
+    configs = _probes_by_name(
+        pandas.DataFrame([run.config for run in runs], dtype=object).map(_text)
+    )
     kept = [name for name in _NAMES if configs[name].nunique() > 1]
-    for key in configs:
-        if not is_decisive(str(key)) or key in _NAMES or configs[key].nunique() < 2:
+    for key in map(str, configs):
+        if not is_decisive(key) or key in _NAMES or configs[key].nunique() < 2:
             continue
-        choices = next((list(_CHOICES[each]) for each in _CHOICES if is_within(str(key), each)), [])
+        choices = next((list(_CHOICES[each]) for each in _CHOICES if is_within(key, each)), [])
         if not choices or configs.groupby(choices)[key].nunique().max() > 1:
-            kept.append(str(key))
+            kept.append(key)
     differing: pandas.DataFrame = configs[kept]
     return differing
 
@@ -220,10 +223,31 @@ def _extras(runs: Sequence[Run]) -> list[Mapping[str, str]]:
         ]
         table = differences(alike)
         own = table.iloc[alike.index(run)].drop("seed", errors="ignore")
+        own = own[(own.index != _PROBES) | (own != _NO_PROBES)]
         extras.append({str(key).rpartition(".")[2]: value for key, value in own.items()})
     return extras
 
 
+def _probes_by_name(configs: pandas.DataFrame) -> pandas.DataFrame:
+    """Probes that not all runs have, named in one column instead of all their keys."""
+    names = {str(key): str(key).split(".")[1] for key in configs if is_within(str(key), _PROBES)}
+    has = {
+        name: configs[f"{_PROBES}.{name}._target_"] != _ABSENT
+        for name in unique(names.values())
+        if f"{_PROBES}.{name}._target_" in configs
+    }
+    varying = [name for name in has if not has[name].all()]
+    if not varying:
+        return configs
+    kept: pandas.DataFrame = configs.drop(
+        columns=[key for key, name in names.items() if name in varying]
+    )
+    kept[_PROBES] = [
+        ", ".join(name for name in varying if has[name][row]) or _NO_PROBES for row in configs.index
+    ]
+    return kept
+
+
 def _text(value: object) -> str:
     # NaN: a key that one version of the package has and another lacks.
-    return "absent" if value != value else str(value)
+    return _ABSENT if value != value else str(value)

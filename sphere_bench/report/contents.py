@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sphere_bench.config.identity import flatten
-from sphere_bench.report import energy_figures, notes, score_figures, weight_figures
+from sphere_bench.report import (
+    ability_tables,
+    early_warning,
+    energy_figures,
+    notes,
+    score_figures,
+    weight_figures,
+)
 from sphere_bench.report.collapse_table import MEANING, collapse_table
 from sphere_bench.report.comparing import SCOPES, Setting
 from sphere_bench.report.correlation_tables import (
@@ -16,6 +23,7 @@ from sphere_bench.report.correlation_tables import (
 from sphere_bench.report.cost import time_figure, time_table
 from sphere_bench.report.drawing import Drawing
 from sphere_bench.report.gain_tables import gains_table
+from sphere_bench.report.in_words import in_words
 from sphere_bench.report.items import Folded, Item, Note, Section, Source, with_prefix
 from sphere_bench.report.published import published_table
 from sphere_bench.report.reading import Run
@@ -72,9 +80,13 @@ def _section(setting: Setting, index: int | None) -> Section:
     section = Section(
         "part",
         setting.title,
-        [Note(f"Headline metrics are {setting.headline}.")],
+        [
+            *(Note(words) for words in [in_words(setting)] if words),
+            Note(f"Headline metrics are {setting.headline}."),
+        ],
         [
             *(_about_scores(setting, setting.scopes[0]) if _has_scores(setting) else [_NO_SCORES]),
+            *_ability(setting),
             Section("energy", "Energy and quality", _energy(setting)),
             Section("geometry", "Geometry of the weights", _geometry(setting)),
             Section("cost", "Where the time went", _cost(setting)),
@@ -95,6 +107,7 @@ def _about_scores(setting: Setting, scope: str) -> list[Section]:
         Section("results", "Results", _results(setting)),
         Section("gain", "What SPHERE gains", _gains(setting, scope)),
         Section("curves", "Over the stream of edits", _curves(setting, scope)),
+        *_early_warning(setting),
         Section("retention", "Retention", _retention(setting)),
     ]
 
@@ -143,6 +156,22 @@ def _curves(setting: Setting, scope: str) -> list[Item]:
         score_figures.perplexity(setting) or Note("These runs have measured no perplexity."),
         *collapse,
     ]
+
+
+def _early_warning(setting: Setting) -> list[Section]:
+    table = early_warning.early_warning_table(setting)
+    if table is None:
+        return []
+    lacking = early_warning.too_few_runs(setting)
+    texts = [early_warning.MEANING, *([] if lacking is None else [lacking])]
+    return [Section("warning", "Early warning", [*map(Note, texts), table])]
+
+
+def _ability(setting: Setting) -> list[Section]:
+    table = ability_tables.ability_table(setting)
+    if table is None:
+        return []
+    return [Section("ability", "General ability", [Note(ability_tables.MEANING), table])]
 
 
 def _is_series(setting: Setting, scope: str, measure: str) -> bool:

@@ -105,8 +105,10 @@ class Drawing:
 
     def __post_init__(self) -> None:
         # The layout is half of the work of drawing: once for all files.
-        with style():
-            self.figure.draw_without_rendering()
+        engine = self.figure.get_layout_engine()
+        if engine is not None:
+            with style():
+                engine.execute(self.figure)
             self.figure.set_layout_engine("none")
 
     @property

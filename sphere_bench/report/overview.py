@@ -1,13 +1,18 @@
 """The report in a terminal: the results and SPHERE's gain, without figures."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from sphere_bench.report.comparing import Setting, settings_of
 from sphere_bench.report.finding import Found
 from sphere_bench.report.gain_tables import gains_table
+from sphere_bench.report.in_words import in_words
 from sphere_bench.report.published import published_table
 from sphere_bench.report.score_tables import headline_table
 from sphere_bench.report.tables import Table, to_csv, to_latex, to_markdown, to_text
+
+#: Of sentences in the terminal.
+WIDTH = 100
 
 
 def _markdown(table: Table) -> str:
@@ -34,7 +39,8 @@ def overview(found: Found, form: str = "text") -> str:
         tables = [FORMATS[form](table) for table in _tables(setting)]
         if form == "text":
             about = f"{setting.title}: {setting.headline}, mean ± standard deviation over runs"
-            tables = [about, *(tables or ["no headline score is recorded"])]
+            words = filter(None, [textwrap.fill(in_words(setting), WIDTH)])
+            tables = [about, *words, *(tables or ["no headline score is recorded"])]
         written += tables
     return "\n\n".join(written)
 

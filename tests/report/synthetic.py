@@ -24,7 +24,7 @@ STEPS_IN_A_FILE = 4
 _WRITTEN = ("update_norm", "applied_norm", "rank", "residual_norm")
 _MEASURED = (
     *("he", "he_normalized", "he_ratio", "weight_norm"),
-    *("drift", "cos_mean", "cos_std", "cos_p01", "cos_p99"),
+    *("norm_growth", "drift", "subspace_overlap", "cos_mean", "cos_std", "cos_p01", "cos_p99"),
 )
 
 

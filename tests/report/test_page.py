@@ -1,4 +1,4 @@
-"""The page in a real browser, where there is one."""
+"""The files of a report of many runs, and its page in a real browser, where there is one."""
 
 import json
 import re
@@ -6,7 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas
 import pytest
+
+from tests.report.synthetic import falling
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -36,6 +39,45 @@ const overflow = document.documentElement.scrollWidth - document.documentElement
 const color = getComputedStyle(document.querySelector("svg text")).fill;
 document.body.textContent = JSON.stringify({boxes, requests, overflow, color});
 </script>"""
+
+
+def test_a_multirun_with_seeds_has_every_file(multirun_report):
+    html = multirun_report.read_text("utf-8")
+    drawings = re.findall(r'<figure class="drawing" id="figure-([\w-]+)"', html)
+    assert len(drawings) == len(set(drawings)) >= 12
+    figures = multirun_report.with_name("report-figures")
+    assert {file.name for file in figures.iterdir()} == {
+        f"{name}.{suffix}" for name in drawings for suffix in ("png", "pdf")
+    }
+    tables = re.findall(r'<figure class="table" id="table-([\w-]+)"', html)
+    folder = multirun_report.with_name("report-tables")
+    assert {file.stem for file in folder.iterdir()} == set(tables)
+    assert len(pandas.read_csv(folder / "headline-seen.csv")) == 5
+    markdown = multirun_report.with_suffix(".md").read_text("utf-8")
+    links = re.findall(r"\]\((.*?)\)", markdown)
+    assert len(links) == len(drawings)
+    for link in links:
+        assert (multirun_report.parent / link).stat().st_size > 0
+
+
+def test_every_figure_says_what_it_shows(multirun_report):
+    html = multirun_report.read_text("utf-8")
+    labels = re.findall(r'role="img" aria-label="(.*?)"', html)
+    assert len(labels) == html.count("<svg ")
+    assert all(len(each) > 40 for each in labels)
+
+
+def test_runs_parquet_has_a_row_for_each_run_with_numbers_as_numbers(multirun_report):
+    runs = pandas.read_parquet(multirun_report.with_name("runs.parquet")).set_index("run")
+    assert len(runs) == 8
+    row = runs.loc["memit-paper-seed1"]
+    assert (row["editor"], row["seed"], row["edits"]) == ("memit", 1, 60)
+    assert row["headline"] == "success"
+    assert (row["alpha"], row["eta"]) == (0.8, 0.5)
+    assert row["seen_efficacy_success"] == falling(6)
+    assert row["seen_score_accuracy"] == falling(6) / 2
+    assert runs.loc["memit-off-seed1", ["alpha", "eta"]].isna().all()
+    assert runs["alpha"].dtype == float
 
 
 def browse(page: Path, *flags: str) -> subprocess.CompletedProcess[str]:

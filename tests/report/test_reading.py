@@ -213,6 +213,20 @@ def test_another_value_under_the_same_choices_is_a_difference_and_names_its_arm(
     ]
 
 
+def test_probes_that_not_all_runs_have_are_named_and_their_keys_are_not(tmp_path):
+    weights = {"_target_": "mine.Weights", "every": 1}
+    spoken = {"_target_": "mine.Generation", "every": 5, "records": 50}
+    write_run(tmp_path / "a", probes={"weights": weights})
+    write_run(tmp_path / "b", probes={"weights": weights, "generation": spoken})
+    runs = runs_of([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert differences(runs)["probes"].tolist() == ["none of these", "generation"]
+    assert list(differences(runs)) == ["probes"]
+    (setting,) = settings_of(runs)
+    assert setting.variants == [WITHOUT_SPHERE, f"{WITHOUT_SPHERE} (probes=generation)"]
+    write_run(tmp_path / "c", probes={"weights": {**weights, "every": 2}})
+    assert "probes.weights.every" in differences(runs_of([f"{tmp_path}/[ac]"]))
+
+
 def test_where_a_run_happened_is_no_difference(multirun):
     write_run(multirun, seed=2, device="cuda", trackers="wandb")
     runs = runs_of([f"{multirun}/memit-off-*"])

@@ -12,14 +12,23 @@ import pytest
 from sphere_bench.cli import main
 from sphere_bench.report.comparing import settings_of
 from sphere_bench.report.contents import contents
+from sphere_bench.report.drawing import Drawing
 from sphere_bench.report.finding import find_runs
 from sphere_bench.report.page import to_document, to_html
 from sphere_bench.report.reading import read_run
 from sphere_bench.report.score_figures import retention_by_age
 from sphere_bench.run_folder.folder import RunFolder
-from tests.report.synthetic import KINDS, MEASURES, METRICS, falling, write_run
+from tests.report.synthetic import KINDS, MEASURES, METRICS, write_run
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def unarranged(monkeypatch):
+    """Leave the figures as drawn: arranging them is half of the time."""
+    monkeypatch.setattr(
+        Drawing, "__post_init__", lambda drawing: drawing.figure.set_layout_engine("none")
+    )
 
 
 def page(*places: Path) -> str:
@@ -27,32 +36,6 @@ def page(*places: Path) -> str:
     found = find_runs(map(str, places))
     sections = contents(found.runs, settings_of(found.runs), found.damaged)
     return to_html(sections, "test")
-
-
-def test_a_multirun_with_seeds_has_every_file(multirun_report):
-    html = multirun_report.read_text("utf-8")
-    drawings = re.findall(r'<figure class="drawing" id="figure-([\w-]+)"', html)
-    assert len(drawings) == len(set(drawings)) >= 12
-    figures = multirun_report.with_name("report-figures")
-    assert {file.name for file in figures.iterdir()} == {
-        f"{name}.{suffix}" for name in drawings for suffix in ("png", "pdf")
-    }
-    tables = re.findall(r'<figure class="table" id="table-([\w-]+)"', html)
-    folder = multirun_report.with_name("report-tables")
-    assert {file.stem for file in folder.iterdir()} == set(tables)
-    assert len(pandas.read_csv(folder / "headline-seen.csv")) == 5
-    markdown = multirun_report.with_suffix(".md").read_text("utf-8")
-    links = re.findall(r"\]\((.*?)\)", markdown)
-    assert len(links) == len(drawings)
-    for link in links:
-        assert (multirun_report.parent / link).stat().st_size > 0
-
-
-def test_every_figure_says_what_it_shows(multirun_report):
-    html = multirun_report.read_text("utf-8")
-    labels = re.findall(r'role="img" aria-label="(.*?)"', html)
-    assert len(labels) == html.count("<svg ")
-    assert all(len(each) > 40 for each in labels)
 
 
 def test_one_run(tmp_path):
@@ -261,19 +244,6 @@ def test_the_version_before_is_reported_whole(tmp_path):
     earlier, now = (page(tmp_path / name) for name in ("earlier", "now"))
     figures = r'<figure class="\w+" id="([\w-]+)"'
     assert re.findall(figures, earlier) == re.findall(figures, now)
-
-
-def test_runs_parquet_has_a_row_for_each_run_with_numbers_as_numbers(multirun_report):
-    runs = pandas.read_parquet(multirun_report.with_name("runs.parquet")).set_index("run")
-    assert len(runs) == 8
-    row = runs.loc["memit-paper-seed1"]
-    assert (row["editor"], row["seed"], row["edits"]) == ("memit", 1, 60)
-    assert row["headline"] == "success"
-    assert (row["alpha"], row["eta"]) == (0.8, 0.5)
-    assert row["seen_efficacy_success"] == falling(6)
-    assert row["seen_score_accuracy"] == falling(6) / 2
-    assert runs.loc["memit-off-seed1", ["alpha", "eta"]].isna().all()
-    assert runs["alpha"].dtype == float
 
 
 def test_the_tables_of_the_terminal_come_in_other_formats(tmp_path, capsys):
