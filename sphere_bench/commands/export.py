@@ -93,19 +93,24 @@ def _unedited_model(run: RunFolder, model_path: str | None, trust_remote_code: b
 
     facts = run.provenance()
     config = read_config(run.config_file)
-    config.device = "cpu"
+    config.device, remedy = "cpu", "name where the run's unedited model is now with --model"
+    if config.model.shape is not None:
+        config.device = facts["device"]["torch_device"].partition(":")[0]
+        remedy = (
+            f"its weights are random, drawn on {config.device}, and others elsewhere: export it on "
+            "a machine like the run's"
+        )
     config.model = replace(
         config.model,
         path=model_path or config.model.path,
         trust_remote_code=trust_remote_code,
     )
-    moved = "name where the run's unedited model is now with --model"
     try:
         loaded = build_model(config)
     except SphereBenchError as error:
-        raise SphereBenchError(f"{error}; {moved}") from error
+        raise SphereBenchError(f"{error}; {remedy}") from error
     if model_fingerprint(loaded) != facts["model_fingerprint"]:
         raise SphereBenchError(
-            f"model.path={config.model.path} is not the model that {run} edited: {moved}"
+            f"model.path={config.model.path} is not the model that {run} edited: {remedy}"
         )
     return loaded

@@ -147,3 +147,23 @@ def test_another_model_in_its_place_is_not_taken(
     assert export(run, tmp_path / "out", "--model", str(tmp_path / "other")) == 2
     assert "is not the model that" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_random_weights_are_drawn_on_the_device_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = (
+        "{model_type:gpt2,vocab_size:3000,n_embd:16,n_layer:3,n_head:2,n_positions:64,"
+        "num_hidden_layers:3}"
+    )
+    own = (f"run.root={tmp_path}", "run.name=run", "edits.total=1", "edits.batch_size=1")
+    arguments = ["run", *SETTINGS[:4], *own, f"model.shape={shape}", "device=cpu"]
+    assert main(arguments) == 0
+    run = tmp_path / "run"
+    assert export(run, tmp_path / "out") == 0
+    facts = run / "provenance.json"
+    facts.write_text(facts.read_text().replace('"torch_device": "cpu"', '"torch_device": "cuda:0"'))
+    capsys.readouterr()
+    assert export(run, tmp_path / "elsewhere") == 2
+    line = capsys.readouterr().err
+    assert "its weights are random, drawn on cuda, and others elsewhere: export it on" in line

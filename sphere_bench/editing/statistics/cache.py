@@ -43,6 +43,7 @@ class CachedStatistics:
         folder: of the cache; ``None`` is :func:`default_cache_dir`.
         held_out: how many tokens :meth:`held_out_moments` are of; 0 for none.
         tokens_per_batch, precision: see :func:`second_moments`.
+        fingerprint: of the model, if it is known: it takes a pass over all weights.
     """
 
     def __init__(
@@ -55,14 +56,16 @@ class CachedStatistics:
         held_out: int = 0,
         tokens_per_batch: int = TOKENS_PER_BATCH,
         precision: torch.dtype | None = None,
+        fingerprint: str | None = None,
     ) -> None:
         self.loaded, self.layers, self.text, self.held_out = loaded, layers, text, held_out
         self.place = default_cache_dir() if folder is None else Path(folder).expanduser()
         self._tokens_per_batch = tokens_per_batch
         self._precision = precision
+        self._fingerprint = fingerprint
 
     def second_moments(self) -> dict[int, Tensor]:
-        """Layer to C [d_in, d_in], float64, on the model's device.
+        """Layer to C [d_in, d_in], float64, on the layer's device.
 
         Raises:
             SphereBenchError: the cached file is damaged, the cache cannot be written, or the corpus
@@ -107,7 +110,7 @@ class CachedStatistics:
     def _content(self) -> Mapping[str, Any]:
         loaded = self.loaded
         return {
-            "model": model_fingerprint(loaded),
+            "model": self._fingerprint or model_fingerprint(loaded),
             "dtype": str(self._precision or loaded.dtype),
             "layers": module_names(loaded, self.layers),
             **self.text.content(loaded),
@@ -124,8 +127,10 @@ class CachedStatistics:
         logger.info("key statistics from %s", file)
         try:
             moments, tokens = read_own(file)
-            device = double_device(self.loaded)
-            return SecondMoments({each: moments[each].to(device) for each in self.layers}, tokens)
+            there = {
+                each: moments[each].to(double_device(self.loaded, each)) for each in self.layers
+            }
+            return SecondMoments(there, tokens)
         except (ValueError, KeyError) as error:
             raise SphereBenchError(
                 f"cached key statistics are damaged: delete {file} and run again"

@@ -47,12 +47,11 @@ class GivenStatistics:
         self._widths = key_widths(loaded, layers)
 
     def second_moments(self) -> dict[int, Tensor]:
-        """Layer to C [d_in, d_in], float64, on the model's device.
+        """Layer to C [d_in, d_in], float64, on the layer's device.
 
         Raises:
             SphereBenchError: a layer has no file or several, or its file does not fit the model.
         """
-        device = double_device(self.loaded)
         moments: dict[int, Tensor] = {}
         fewest: dict[int, str] = {}
         for file, layers in self._layers_by_file().items():
@@ -61,7 +60,12 @@ class GivenStatistics:
             except ValueError as error:
                 raise SphereBenchError(f"{_key(file)}: {error}: give another file") from error
             fewest[tokens] = file.name
-            moments.update({layer: moment.to(device) for layer, moment in found.items()})
+            moments.update(
+                {
+                    layer: moment.to(double_device(self.loaded, layer))
+                    for layer, moment in found.items()
+                }
+            )
         logger.info("key statistics of layers %s from %s", list(self._names), self.place)
         tokens = min(fewest)
         if tokens < self.wanted:

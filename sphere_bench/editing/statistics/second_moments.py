@@ -38,7 +38,7 @@ class SecondMoments(NamedTuple):
     """Uncentred second moments of keys.
 
     Attributes:
-        moments: layer to C [d_in, d_in], float64, on the model's device.
+        moments: layer to C [d_in, d_in], float64, on the layer's device.
         tokens: number of tokens that they are the mean over.
     """
 
@@ -119,13 +119,19 @@ class _KeySums:
         self._loaded = loaded
         self._projections = {layer: loaded.layout.projection(layer) for layer in layers}
         self._sums = {
-            layer: torch.zeros(width, width, dtype=torch.float64, device=double_device(loaded))
+            layer: torch.zeros(
+                width, width, dtype=torch.float64, device=double_device(loaded, layer)
+            )
             for layer, width in key_widths(loaded, layers).items()
         }
         # In blocks of rows; each block begins at the column of its first diagonal entry.
         self._single = {
             layer: [
-                torch.zeros(min(_ROWS_OF_SUMS, width - start), width - start, device=loaded.device)
+                torch.zeros(
+                    min(_ROWS_OF_SUMS, width - start),
+                    width - start,
+                    device=loaded.device_of(layer),
+                )
                 for start in range(0, width, _ROWS_OF_SUMS)
             ]
             for layer, width in key_widths(loaded, layers).items()
@@ -151,7 +157,7 @@ class _KeySums:
         with capture(self._projections, "input", stop=True) as captured:
             self._loaded.model.base_model(input_ids=tokens, use_cache=False)
         keys = {
-            layer: (seen[real] if padded else seen.flatten(0, 1)).float()
+            layer: (seen[real.to(seen.device)] if padded else seen.flatten(0, 1)).float()
             for layer, seen in captured.items()
         }
         # Here memory should not run out. If it does, a second try would count some keys twice.
@@ -191,7 +197,7 @@ class _KeySums:
             for index, block in enumerate(blocks):
                 start = index * _ROWS_OF_SUMS
                 self._sums[layer][start : start + len(block), start:] += block.to(
-                    double_device(self._loaded)
+                    self._sums[layer].device
                 )
                 block.zero_()
         self._single_tokens = 0
@@ -216,6 +222,7 @@ def module_names(loaded: LoadedModel, layers: Sequence[int]) -> dict[int, str]:
     return {layer: names[loaded.layout.projection(layer)] for layer in layers}
 
 
-def double_device(loaded: LoadedModel) -> torch.device:
-    """The model's device, or the CPU if that device has no double precision."""
-    return torch.device("cpu") if loaded.device.type == "mps" else loaded.device
+def double_device(loaded: LoadedModel, layer: int) -> torch.device:
+    """The layer's device, or the CPU if that device has no double precision."""
+    device = loaded.device_of(layer)
+    return torch.device("cpu") if device.type == "mps" else device
