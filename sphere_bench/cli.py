@@ -25,6 +25,7 @@ VERBS = {
     "report": "show what happened in one or several runs: tables, figures, a page",
     "stats": "compute the key statistics of a run's configuration once, ahead of its runs",
     "export": "write the edited model of a run, for transformers to load",
+    "calibrate": "find the numbers of a new model, and write its YAML file",
 }
 
 USAGE = """\

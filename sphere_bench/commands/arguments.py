@@ -85,10 +85,15 @@ class HydraArguments:
                     os.environ.pop(name, None)
 
 
-def hydra_arguments(verb: str, arguments: Sequence[str]) -> HydraArguments:
+def hydra_arguments(verb: str, arguments: Sequence[str], primary: str = PRIMARY) -> HydraArguments:
     """The arguments of a verb that has a configuration.
 
     Hydra's parser reports a wrong flag on several lines and wants the flags before the overrides.
+
+    Args:
+        verb: for help and messages.
+        arguments: the command line.
+        primary: the verb's own configuration; a run's takes its place where a folder has one.
 
     Raises:
         SphereBenchError: a flag is wrong.
@@ -113,8 +118,8 @@ def hydra_arguments(verb: str, arguments: Sequence[str]) -> HydraArguments:
     config_name: str | None = given.pop("config_name")
     config_dir = Path(given["config_dir"]) if given["config_dir"] else None
     if config_name is None:
-        config_name = _config_name(config_dir)
-    if config_name != PRIMARY:
+        config_name = _config_name(config_dir) if primary == PRIMARY else primary
+    if config_name not in (PRIMARY, primary):
         overrides = [*_settings_of_hydra(), *overrides]
     flags = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")

@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from sphere_bench.commands.arguments import HydraArguments, hydra_arguments
+from sphere_bench.commands.arguments import PRIMARY, HydraArguments, hydra_arguments
 from sphere_bench.commands.error_messages import complain, describe, explain
 from sphere_bench.config.composition import config_folder, register_resolvers, validate
 from sphere_bench.config.schema import Config
@@ -19,13 +19,22 @@ from sphere_bench.run_folder.folder import RunFolder
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-Task = Callable[[Config], float | None]
+# Takes a configuration of the verb's schema.
+Task = Callable[[Any], float | None]
 
 # Launchers import this module in the processes of their jobs, which need the resolvers too.
 register_resolvers()
 
 
-def hydra_main(task: Task, verb: str, arguments: Sequence[str], *, has_folder: bool = True) -> int:
+def hydra_main(
+    task: Task,
+    verb: str,
+    arguments: Sequence[str],
+    *,
+    has_folder: bool = True,
+    primary: str = PRIMARY,
+    schema: type[Config] = Config,
+) -> int:
     """Run ``task`` with the configuration that the arguments compose, or each that they sweep over.
 
     A job of a sweep that fails is reported at once, and all of them on the last line. It does not
@@ -37,6 +46,8 @@ def hydra_main(task: Task, verb: str, arguments: Sequence[str], *, has_folder: b
         arguments: Hydra's command line.
         has_folder: the run's folder is made before the task starts and holds its log; otherwise
             nothing is left behind.
+        primary: the package's file that the configuration starts from.
+        schema: of the configuration.
 
     Returns:
         0, or the exit code of a sweep's first failure.
@@ -44,7 +55,7 @@ def hydra_main(task: Task, verb: str, arguments: Sequence[str], *, has_folder: b
     Raises:
         Exception: the arguments are wrong or a single run failed; ``error_messages`` explains it.
     """
-    given = hydra_arguments(verb, arguments)
+    given = hydra_arguments(verb, arguments, primary)
     with TemporaryDirectory() as scratch:
         note = Path(scratch) / "sweep"
         own = [
@@ -56,7 +67,7 @@ def hydra_main(task: Task, verb: str, arguments: Sequence[str], *, has_folder: b
             own += ["hydra.sweep.subdir=job", "hydra/job_logging=none"]
             own += [f"hydra.job.name='sphere-bench {verb}'"]
         given = replace(given, overrides=[*given.overrides, *own])
-        return _run_jobs(task, f"sphere-bench {verb}", given, note)
+        return _run_jobs(Job(task, schema), f"sphere-bench {verb}", given, note)
 
 
 @dataclass
@@ -68,6 +79,7 @@ class Job:
     """
 
     task: Task
+    schema: type[Config]
     error: Exception | None = None
 
     def __call__(self, composed: "DictConfig") -> float | None:
@@ -79,7 +91,7 @@ class Job:
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)
         try:
-            return self._do(validate(composed, settings.overrides.task))
+            return self._do(validate(composed, settings.overrides.task, self.schema))
         except Exception as error:
             _close_logs(folder)
             _remove_if_never_begun(folder)
@@ -90,8 +102,9 @@ class Job:
             raise JobError(*describe(error)) from None
         finally:
             _close_logs(folder)
-            # A sweep's next model needs the memory of this one, which cycles may still hold.
-            gc.collect()
+            if settings.mode == RunMode.MULTIRUN:
+                # The next model needs the memory of this one, which cycles may still hold.
+                gc.collect()
 
     def _do(self, config: Config) -> float | None:
         try:
@@ -100,13 +113,13 @@ class Job:
             raise RuntimeError(f"something in the run called sys.exit({error.code})") from error
 
 
-def _run_jobs(task: Task, program: str, given: HydraArguments, note: Path) -> int:
+def _run_jobs(job: Job, program: str, given: HydraArguments, note: Path) -> int:
     import hydra
     from hydra.errors import ConfigCompositionException
 
     from sphere_bench.commands.sweep import discard_records, finish_sweep
 
-    job, failure = Job(task), None
+    failure: Exception | None = None
     entry = hydra.main(
         version_base="1.3", config_path=str(config_folder()), config_name=given.config_name
     )
@@ -123,7 +136,7 @@ def _run_jobs(task: Task, program: str, given: HydraArguments, note: Path) -> in
     if isinstance(failure, ConfigCompositionException):
         completed = given.with_missing_key(str(failure))
         if completed is not None:
-            return _run_jobs(task, program, completed, note)
+            return _run_jobs(job, program, completed, note)
     if job.error is not None:
         raise job.error
     code = finish_sweep(note, failure)

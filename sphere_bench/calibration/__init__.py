@@ -1,0 +1,1 @@
+"""The numbers of a new model: what is tried, how it is scored, and which numbers are chosen."""
