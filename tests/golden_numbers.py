@@ -43,7 +43,8 @@ class Golden(NamedTuple):
 
     @property
     def second_moments(self) -> dict[int, Tensor]:
-        return {layer: self.arrays[f"C_{layer}"] for layer in LAYERS}
+        device = self.loaded.device
+        return {layer: self.arrays[f"C_{layer}"].to(device) for layer in LAYERS}
 
     @property
     def values(self) -> ValueSettings:
@@ -72,9 +73,9 @@ class Golden(NamedTuple):
         return replace(setup, **changes)
 
 
-def load_golden(name: str) -> Golden:
+def load_golden(name: str, device: str = "cpu") -> Golden:
     folder = GOLDEN / name
-    loaded = load_model(str(folder), device="cpu")
+    loaded = load_model(str(folder), device=device)
     return Golden(name, loaded, *_numbers(folder / "published"), *_numbers(folder / "more"))
 
 

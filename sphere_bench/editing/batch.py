@@ -117,7 +117,8 @@ class Batch:
         start = perf_counter()
         yield
         if self._loaded.device.type == "cuda":
-            torch.cuda.synchronize(self._loaded.device)
+            for device in {self._loaded.device, *map(self._loaded.device_of, self.weights.layers)}:
+                torch.cuda.synchronize(device)
         self.report.seconds[stage] += perf_counter() - start
 
     def check(self, what: str, rows: Tensor, requests: Sequence[EditRequest] | None = None) -> None:
@@ -130,8 +131,14 @@ class Batch:
 
         Raises:
             NonfiniteError: a row is not finite, unless the run records such numbers.
+            SphereBenchError: there is not one row for each request.
         """
         owners = self.requests if requests is None else requests
+        if len(rows) != len(owners):
+            raise SphereBenchError(
+                f"batch.check({what!r}, ...): {len(rows)} rows for {len(owners)} requests: give "
+                "one for each"
+            )
         self._handle(requests_problem(what, rows, owners))
 
     def write(self, layer: int, update: Tensor) -> None:
@@ -198,7 +205,8 @@ class Batch:
         weight = EditedWeight(layer, self.weights.pretrained[layer], before)
         with self.timed("transform"):
             # Decompositions raise errors on numbers that are not finite.
-            if torch.isfinite(update).all() and torch.isfinite(before).all():
+            finite = torch.isfinite(before).all().to(update.device)
+            if finite & torch.isfinite(update).all():
                 for transform in transforms:
                     update = transform(update, weight)
                     _check_shape(f"what {type(transform).__name__} returns", layer, update, before)

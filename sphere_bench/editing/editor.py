@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.batch import Batch
+from sphere_bench.editing.solvers import Decompose
 from sphere_bench.editing.values.solver import ValueSettings
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.models.batching import Budget
@@ -52,6 +54,7 @@ class EditingSetup:
         tokens_per_batch: tokens in one forward, for ``models.batching.backing_off``.
         held_out_moments: returns the same as ``second_moments`` over text that those are not of;
             empty where there is no such text.
+        decompose: finds eigenvalues and eigenvectors of C, and keeps them for later runs.
     """
 
     loaded: LoadedModel
@@ -63,3 +66,4 @@ class EditingSetup:
     pool: Callable[[int], Sequence[EditRequest]]
     tokens_per_batch: Budget
     held_out_moments: Callable[[], Mapping[int, Tensor]] = dict
+    decompose: Decompose = torch.linalg.eigh

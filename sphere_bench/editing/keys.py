@@ -135,8 +135,8 @@ class _PromptStates:
             if tokens != self._size:
                 self._regroup(tokens)
             found = [group.read(self.loaded, sites, behind) for group in self._groups]
-            states = [torch.cat(site)[self._order] for site in zip(*found, strict=True)]
-            return [state.float() for state in states]
+            states = [torch.cat(site) for site in zip(*found, strict=True)]
+            return [state[self._order.to(state.device)].float() for state in states]
 
         return backing_off(read, self._budget)
 
@@ -191,5 +191,10 @@ class _PromptGroup:
             loaded.model.base_model(input_ids=self.tokens, use_cache=False)
         if behind > self.layer:
             self.layer, self.hidden = behind, seen.pop(0)[0]
-        rows = torch.arange(len(self.tokens), device=self.tokens.device)
-        return [captured[0][rows, self.last] for captured in seen]
+        return [_at(captured[0], self.last) for captured in seen]
+
+
+def _at(states: Tensor, columns: Tensor) -> Tensor:
+    """One column of each row of ``states`` [b, s, width], [b, width]."""
+    rows = torch.arange(len(states), device=states.device)
+    return states[rows, columns.to(states.device)]

@@ -66,7 +66,7 @@ class LocateThenEdit:
         for index, layer in enumerate(layers):
             keys[layer], hidden = _measure(reader, layer, batch)
             with batch.timed("update"):
-                missing = target_values - hidden
+                missing = (target_values - hidden).to(keys[layer].device)
                 residual = self._residual(layer, keys[layer], missing, len(layers) - index)
                 update = self.solver.solve(layer, keys[layer], residual)
             batch.report.layers[layer].residual_norm = missing.norm(dim=0).mean().item()
@@ -138,6 +138,7 @@ class LocateThenEdit:
 def _prepare(solver: UpdateSolver, setup: EditingSetup) -> dict[str, Any]:
     """Prepare the solver, and measure its null space if it has one."""
     moments = setup.second_moments()
+    solver.decompose = setup.decompose
     solver.prepare(moments)
     own = energy_shares(solver.bases, moments)
     if not own:

@@ -71,12 +71,17 @@ def update_problem(
         layer: of the weight.
         dtype: of the model; a number that it cannot hold counts as not finite.
     """
-    if not torch.isfinite(after.to(dtype)).all():
+    wide = as_double(before)
+    numbers = [as_double(torch.isfinite(after.to(dtype)).all())]
+    if numerics.largest_update is not None:
+        numbers += [wide.norm(), (as_double(after) - wide).norm()]
+    # One wait for the device, not one for each number.
+    is_finite, *norms = torch.stack(numbers).tolist()
+    if not is_finite:
         return f"the update of layer {layer} is not finite"
     if numerics.largest_update is None:
         return None
-    own = as_double(before).norm().item()
-    update = (as_double(after) - as_double(before)).norm().item()
+    own, update = norms
     if update <= numerics.largest_update * own:
         return None
     return (

@@ -4,8 +4,8 @@ All is computed in double precision. K [d_in, n] holds the keys, R [d_out, n] th
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,9 +13,15 @@ from torch import Tensor
 from sphere_bench.errors import SphereBenchError, check_at_least, check_choice
 from sphere_bench.geometry.energy import as_double
 
+# A symmetric matrix [d, d] to its eigenvalues in rising order and its eigenvectors, as columns.
+Decompose: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+
 
 class UpdateSolver(ABC):
     """(K, R, state) -> dW, layer by layer."""
+
+    #: How C is decomposed, where that is needed; a run sets one that keeps what it found.
+    decompose: Decompose = staticmethod(torch.linalg.eigh)
 
     #: Whether :meth:`remember` must be called with the keys measured after the batch is written.
     remembers_written_keys: bool = False
@@ -105,7 +111,7 @@ class LeastSquares(UpdateSolver):
         for layer, moment in second_moments.items():
             system = self.second_moment_weight * as_double(moment)
             if self.null_space is not None:
-                basis = self.null_space.basis(moment, layer)
+                basis = self.null_space.basis(moment, layer, self.decompose)
                 self._bases[layer] = basis
                 if self.second_moment_weight:
                     system = basis.T @ system @ basis
@@ -146,7 +152,15 @@ class LeastSquares(UpdateSolver):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for layer, system in state.items():
-            self._factor(int(layer), system.to(self._factors[int(layer)]))
+            present = self._factors[int(layer)]
+            if system.shape != present.shape:
+                raise SphereBenchError(
+                    f"the checkpoint remembers keys of layer {layer} in {len(system)} dimensions, "
+                    f"and now there are {len(present)}: its second moments were computed anew and "
+                    "differ; bring back those that the run began with (statistics.cache), or give "
+                    "another run.name"
+                )
+            self._factor(int(layer), system.to(present))
 
     def _project(self, layer: int, keys: Tensor) -> Tensor:
         """The keys in the coordinates of the system."""
@@ -174,13 +188,18 @@ class NullSpace:
         check_choice("null_space.rule", rule, ("absolute", "share"))
         self.rule = rule
 
-    def basis(self, moment: Tensor, layer: int) -> Tensor:
+    def basis(self, moment: Tensor, layer: int, decompose: Decompose = torch.linalg.eigh) -> Tensor:
         """V [d_in, m], orthonormal columns, of C [d_in, d_in].
+
+        Args:
+            moment: C.
+            layer: named in the error.
+            decompose: finds eigenvalues and eigenvectors.
 
         Raises:
             SphereBenchError: no direction is below the threshold.
         """
-        eigenvalues, vectors = torch.linalg.eigh(as_double(moment))
+        eigenvalues, vectors = decompose(as_double(moment))
         measured = eigenvalues.clamp(min=0)
         if self.rule == "share":
             measured = measured.cumsum(0) / measured.sum()
@@ -208,11 +227,13 @@ def factor_second_moment(moment: Tensor, layer: int) -> Tensor:
     Raises:
         SphereBenchError: the matrix is finite, but not positive definite.
     """
-    if not torch.isfinite(moment).all():
-        return torch.full_like(moment, torch.nan)
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(moment)
-    if failed:
+    finite = torch.isfinite(moment).all()
+    is_finite, has_failed = torch.stack([finite, failed != 0]).tolist()
+    if not is_finite:
+        return torch.full_like(moment, torch.nan)
+    if has_failed:
         raise SphereBenchError(
             f"the second moment of layer {layer}'s keys is singular: raise statistics.tokens to "
             "10 times the layer's width or more"

@@ -50,8 +50,11 @@ class UntouchedParameters:
 
     def _now(self) -> dict[str, int]:
         sums = {name: _sum_of_bits(parameter) for name, parameter in self._parameters.items()}
-        # One wait for the device, not one for each parameter.
-        values = torch.stack(list(sums.values())).tolist() if sums else []
+        if not sums:
+            return {}
+        # Fetched together: one wait for the device, not one for each parameter.
+        place = next(iter(sums.values())).device
+        values = torch.stack([value.to(place) for value in sums.values()]).tolist()
         return dict(zip(sums, values, strict=True))
 
 

@@ -127,7 +127,5 @@ def _extreme_percentile(values: Tensor, largest: bool) -> float:
     position = 0.01 * (len(values) - 1)  # counted from the end in question
     index = math.floor(position)
     extremes = values.topk(min(index + 2, len(values)), largest=largest).values
-    near: float
-    next_one: float
-    near, next_one = extremes[[index, min(index + 1, len(extremes) - 1)]].tolist()
-    return near + (position - index) * (next_one - near)
+    found: list[float] = extremes[index:].tolist()  # two, or the last one alone
+    return found[0] + (position - index) * (found[-1] - found[0])

@@ -156,7 +156,9 @@ def _say(
         asked = [rows[place] for place in speaking]
         chosen = choose(logits, [row.number for row in asked], [len(row.said) for row in asked])
         silent = logits.isnan().any(dim=-1)
-        for row, token, is_silent in zip(asked, chosen.tolist(), silent.tolist(), strict=True):
+        # One wait for the device a token.
+        tokens, silences = torch.stack([chosen, silent.to(chosen)]).tolist()
+        for row, token, is_silent in zip(asked, tokens, silences, strict=True):
             if is_silent:
                 row.length = end
                 continue
@@ -166,6 +168,8 @@ def _say(
                 row.length = len(row.ids)
         going_on = [place for place, row in enumerate(rows) if len(row.ids) < row.length]
         if 0 < len(going_on) < len(rows):
-            cache.batch_select_indices(torch.tensor(going_on, device=loaded.device))
+            kept = torch.tensor(going_on, device=loaded.device)
+            for entry in cache.layers:
+                entry.batch_select_indices(kept.to(entry.keys.device))
         rows = [rows[place] for place in going_on]
         start = end

@@ -87,7 +87,7 @@ def select_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator
     """
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        places = rows * inputs[0].shape[1] + columns
+        places = (rows * inputs[0].shape[1] + columns).to(inputs[0].device)
         return (inputs[0].flatten(0, 1).index_select(0, places).unsqueeze(0), *inputs[1:])
 
     handle = head.register_forward_pre_hook(hook)

@@ -102,7 +102,8 @@ class Layout:
         """Raise unless every number in ``layers`` is that of a decoder layer."""
         if any(not 0 <= layer < len(self) for layer in layers):
             raise SphereBenchError(
-                f"editor.layers={list(layers)}: the model has layers 0 to {len(self) - 1}"
+                f"editor.layers={list(layers)}: the model has layers 0 to {len(self) - 1}: set "
+                "model.layers, or those of this editor alone"
             )
 
 

@@ -25,6 +25,7 @@ from sphere_bench.models.layout import Layout, observe_layers
 from sphere_bench.models.team import Team, process_count
 
 BUNDLED = "bundled"
+SHARDED = "sharded"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
@@ -48,7 +49,12 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
+        """Where tokens go and logits come from."""
         return self.layout.weight(0).device
+
+    def device_of(self, layer: int) -> torch.device:
+        """Where a decoder layer is; with ``device=sharded`` not all are on one device."""
+        return self.layout.weight(layer).device
 
     @property
     def positions(self) -> int | None:
@@ -64,6 +70,7 @@ def load_model(
     path: str,
     *,
     dtype: str = "float32",
+    matmul_precision: str = "highest",
     device: str = "auto",
     revision: str | None = None,
     shape: Mapping[str, Any] | None = None,
@@ -76,7 +83,9 @@ def load_model(
     Args:
         path: where the model is.
         dtype: the name of a torch dtype.
-        device: ``auto`` (CUDA, else MPS, else CPU) or a torch device.
+        matmul_precision: set for the whole process, see ``torch.set_float32_matmul_precision``.
+        device: ``auto`` (CUDA, else MPS, else CPU), ``sharded`` (layers spread over all GPUs) or a
+            torch device.
         revision: the hub's revision.
         shape: a configuration of transformers, with ``model_type``. The model then has random
             weights of this shape, and only its tokenizer comes from ``path``.
@@ -88,6 +97,8 @@ def load_model(
             missing or not finite.
     """
     target = resolve_device(device)
+    # In any case: an earlier run of a sweep may have set another one.
+    torch.set_float32_matmul_precision(matmul_precision)
     if target.type == "cuda":
         # cuDNN plans its attention anew for every shape, and hardly two of our batches have one.
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -103,16 +114,23 @@ def load_model(
         AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
         if shape is None:
-            if target.type == "cuda":  # straight there, not through the host's memory
+            if device == SHARDED:
+                source["device_map"] = "auto"
+            elif target.type == "cuda":  # straight there, not through the host's memory
                 source["device_map"] = {"": target}
             found: Any = AutoModelForCausalLM.from_pretrained(
                 name, dtype=weights_type, output_loading_info=True, **source
             )
             model: PreTrainedModel = found[0]
             _check_weights(path, model, found[1]["missing_keys"])
+        elif device == SHARDED:
+            raise SphereBenchError(
+                "model.shape: random weights are drawn on one device: choose another than sharded"
+            )
         else:
             model = random_model(shape, weights_type, target)
-        nn.Module.to(model, target)
+        if device != SHARDED:
+            nn.Module.to(model, target)
         loaded = wrap_model(model, tokenizer, layers_module=layers_module, projection=projection)
         return replace(loaded, team=Team.join(target))
     except SphereBenchError:
@@ -155,6 +173,11 @@ def _check_weights(path: str, model: PreTrainedModel, missing: Collection[str]) 
             f"{min(missing)}: get a whole copy of it"
         )
     for name, weight in model.named_parameters():
+        if weight.is_meta:
+            raise SphereBenchError(
+                f"device=sharded: the GPUs have no room for {name} and more: use more of them, or "
+                "model.dtype=bfloat16"
+            )
         if not torch.isfinite(weight).all():
             raise SphereBenchError(
                 f"model.path={path}: the weight {name} is not finite: get another copy of "
@@ -238,7 +261,18 @@ def _check_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of a configuration; ``auto`` is CUDA, else MPS, else the CPU."""
+    """The device of a configuration; ``auto`` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        SphereBenchError: it is not usable here.
+    """
+    if device == SHARDED:
+        if process_count() > 1:
+            raise SphereBenchError(
+                "device=sharded is one process with all GPUs, and tensor parallelism is not there: "
+                "start it without torchrun"
+            )
+        device = "cuda"
     if process_count() > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # a card for each process
     if device == "auto":

@@ -121,6 +121,8 @@ def test_rows_are_checked_against_the_batch_or_the_requests_that_are_given() -> 
     other = EditRequest("other", "Rome lies in", "Rome", "Spain", None)
     with pytest.raises(NonfiniteError, match=r"^the key of case other is not finite"):
         made.check("key", bad, [other])
+    with pytest.raises(SphereBenchError, match="2 rows for 1 requests: give one for each"):
+        made.check("key", torch.ones(2, 3))
 
 
 def test_a_stage_has_one_of_four_names_and_its_seconds_add_up() -> None:

@@ -115,6 +115,19 @@ def test_the_state_makes_a_fresh_solver_go_on() -> None:
     assert torch.equal(resumed.solve(0, keys, residual), solver.solve(0, keys, residual))
 
 
+def test_a_state_of_another_null_space_is_refused_with_the_mend() -> None:
+    """The second moment was computed anew, and other directions lie below the threshold."""
+    first, second = (
+        LeastSquares(ridge=1.0, remember="written", null_space=NullSpace(threshold))
+        for threshold in (0.5, 0.7)
+    )
+    for solver in (first, second):
+        solver.prepare({3: moment(0)})
+    assert first.bases[3].shape != second.bases[3].shape
+    with pytest.raises(SphereBenchError, match=r"of layer 3 in \d+ dim.*now there are.*run\.name"):
+        second.load_state_dict(first.state_dict())
+
+
 def test_singular_moments_and_empty_null_spaces_are_named_with_the_mend() -> None:
     with pytest.raises(SphereBenchError, match=r"layer 2.*statistics\.tokens"):
         LeastSquares(second_moment_weight=WEIGHT).prepare({2: torch.zeros(WIDTH, WIDTH)})

@@ -15,10 +15,12 @@ TOLD, OTHER = 20.0, -20.0
 
 
 class FakeCache:
-    """Keeps the tokens that each row of a batch has had so far."""
+    """Keeps the tokens that each row of a batch has had so far; the only entry of its layers."""
 
     def __init__(self, rows: list[tuple[int, ...]]) -> None:
         self.rows = rows
+        self.layers = [self]
+        self.keys = torch.empty(0)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.rows = [self.rows[index] for index in indices.tolist()]

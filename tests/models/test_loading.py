@@ -1,8 +1,9 @@
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.models import loading
 from sphere_bench.models.loading import load_model, wrap_model
 from tests.tiny_models import TOKENIZER, VOCABULARY, tiny_model
 
@@ -29,6 +30,40 @@ def test_a_shape_gives_the_same_random_model_every_time_and_leaves_the_random_st
     again = load_model("bundled", dtype="bfloat16", device="cpu", shape=SHAPE)
     for name, parameter in loaded.model.named_parameters():
         assert torch.equal(parameter, again.model.get_parameter(name))
+
+
+def test_a_model_brings_its_precision_of_products_and_the_next_one_its_own() -> None:
+    load_model("bundled", device="cpu", shape=SHAPE, matmul_precision="high")
+    assert torch.get_float32_matmul_precision() == "high"
+    load_model("bundled", device="cpu", shape=SHAPE)
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_sharded_model_is_one_process_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SphereBenchError, match=r"^device=cuda is not usable here"):
+        load_model("bundled", device="sharded")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SphereBenchError, match=r"and tensor parallelism is not there: start it"):
+        load_model("bundled", device="sharded")
+
+
+def test_where_the_layers_go_is_left_to_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "resolve_device", lambda device: torch.device("cpu"))
+    maps = []
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *given, device_map, **named: maps.append(device_map) or load(*given, **named),
+    )
+    loaded = load_model("bundled", device="sharded")
+    assert maps == ["auto"]
+    meta = torch.nn.Parameter(torch.empty(1, device="meta"), requires_grad=False)
+    loaded.model.register_parameter("too_much", meta)
+    with pytest.raises(SphereBenchError, match="no room for too_much and more: use more of them"):
+        loading._check_weights("bundled", loaded.model, [])
+    with pytest.raises(SphereBenchError, match=r"^model\.shape: random weights are drawn on one"):
+        load_model("bundled", device="sharded", shape=SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sphere_bench.errors import check_above, check_at_least, check_choice
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.models.batching import backing_off, pad_right
 from sphere_bench.models.hooks import select_positions
-from sphere_bench.models.tokens import encode_continuation
+from sphere_bench.models.tokens import Continuation, encode_continuation
 
 
 class FineTuning:
@@ -76,9 +76,12 @@ class FineTuning:
         """The weights after fine-tuning, layer to [d_out, d_in] in float32."""
         tuned = {layer: weight.clone().requires_grad_() for layer, weight in before.items()}
         optimizer = torch.optim.Adam(tuned.values(), lr=self.learning_rate)
-        chunks = [
-            requests[start : start + self.chunk] for start in range(0, len(requests), self.chunk)
+        tokenizer = self.setup.loaded.tokenizer
+        texts = [
+            encode_continuation(tokenizer, request.prompt, request.target_new)
+            for request in requests
         ]
+        chunks = [texts[start : start + self.chunk] for start in range(0, len(texts), self.chunk)]
         for _ in range(self.steps):
             total = 0.0
             for chunk in chunks:
@@ -100,34 +103,28 @@ class FineTuning:
                 bound = self.norm_constraint
                 weight.clamp_(min=before[layer] - bound, max=before[layer] + bound)
 
-    def _find_gradients(
-        self, requests: Sequence[EditRequest], tuned: Mapping[int, Tensor]
-    ) -> float:
-        """The loss of the requests, with its gradients in ``tuned``.
+    def _find_gradients(self, texts: Sequence[Continuation], tuned: Mapping[int, Tensor]) -> float:
+        """The loss of the texts, with its gradients in ``tuned``.
 
-        If memory runs out, the requests are split into smaller pieces.
+        If memory runs out, they are split into smaller pieces.
         """
 
         def add_up(size: int) -> float:
             for weight in tuned.values():
                 weight.grad = None
             total = 0.0
-            for start in range(0, len(requests), size):
-                piece = requests[start : start + size]
-                loss = self._loss(piece, tuned) * (len(piece) / len(requests))
+            for start in range(0, len(texts), size):
+                piece = texts[start : start + size]
+                loss = self._loss(piece, tuned) * (len(piece) / len(texts))
                 loss.backward()
                 total += loss.item()
             return total
 
-        return backing_off(add_up, len(requests), "requests")
+        return backing_off(add_up, len(texts), "requests")
 
-    def _loss(self, requests: Sequence[EditRequest], tuned: Mapping[int, Tensor]) -> Tensor:
-        """Mean over requests of the mean NLL of the target tokens."""
+    def _loss(self, texts: Sequence[Continuation], tuned: Mapping[int, Tensor]) -> Tensor:
+        """Mean over texts of the mean NLL of the target tokens."""
         loaded = self.setup.loaded
-        texts = [
-            encode_continuation(loaded.tokenizer, request.prompt, request.target_new)
-            for request in requests
-        ]
         rows, columns, tokens, weights = [], [], [], []
         for row, text in enumerate(texts):
             for column in text.predicting:
@@ -152,4 +149,4 @@ class FineTuning:
         nll = functional.cross_entropy(
             output.logits[0].float(), torch.tensor(tokens, device=device), reduction="none"
         )
-        return (nll * torch.tensor(weights, device=device)).sum() / len(requests)
+        return (nll * torch.tensor(weights, device=device)).sum() / len(texts)

@@ -86,7 +86,8 @@ class UltraEdit:
         for layer, pair in features.layers.items():
             rows = torch.cat(pair, dim=1)
             for chunk in features.chunks.unique():
-                self._moments[self._shapes[layer]].update(rows[features.chunks == chunk])
+                own = (features.chunks == chunk).to(rows.device)
+                self._moments[self._shapes[layer]].update(rows[own])
 
     def _update(self, layer: int, hidden: Tensor, gradients: Tensor) -> Tensor:
         """dW [d_out, d_in] from H [m, d_in] and the gradients [m, d_out]."""
@@ -141,8 +142,9 @@ class UltraEdit:
             layers = list(projections)
             gradients = torch.autograd.grad(loss, [probes[layer] for layer in layers])
             for layer, gradient in zip(layers, gradients, strict=True):
-                hidden = as_double(inputs[layer].detach()[rows, columns])
-                found[layer].append((hidden, as_double(gradient[rows, columns])))
+                own = rows.to(gradient.device), columns.to(gradient.device)
+                hidden = as_double(inputs[layer].detach()[own])
+                found[layer].append((hidden, as_double(gradient[own])))
         return Features(
             [requests[index] for index in owners],
             chunks[owners].to(loaded.device),
@@ -209,7 +211,8 @@ class RunningMoments:
 
     def normalize(self, rows: Tensor) -> Tensor:
         """``rows`` minus the mean, divided by the standard deviation."""
-        return (rows - self.mean) / (self.deviation + torch.finfo(torch.float32).eps)
+        deviation = self.deviation.to(rows) + torch.finfo(torch.float32).eps
+        return (rows - self.mean.to(rows)) / deviation
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"count": self.count, "mean": self.mean, "squares": self.squares}

@@ -89,11 +89,11 @@ class MicroBatch:
 
     @cached_property
     def _firsts(self) -> Tensor:
-        return torch.tensor(self.batch.firsts, device=self.before.device)
+        return torch.tensor(self.batch.firsts, device=self.batch.hidden.device)
 
     @cached_property
     def _owners(self) -> Tensor:
-        return torch.tensor([text.request for text in self.texts], device=self.before.device)
+        return torch.tensor([text.request for text in self.texts], device=self.batch.hidden.device)
 
     @cached_property
     def _read(self) -> "_Read":
@@ -169,7 +169,8 @@ def micro_batches(
         upper,
     )
     whole = takes_packed_tokens(upper, layer)
-    initial = torch.empty(len(requests), loaded.model.config.hidden_size, device=loaded.device)
+    width = loaded.model.config.hidden_size
+    initial = torch.empty(len(requests), width, device=loaded.device_of(layer))
     batches = []
     for group in _shared(texts, tokens_per_batch):
         batch = PackedBatch.build(
@@ -255,7 +256,7 @@ def _split(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _log_probabilities(batch: PackedBatch, texts: Sequence[int]) -> Tensor:
     """Log-probabilities after the first suffix token of some texts, [n, vocab]."""
-    device = batch.hidden.device
+    device = batch.blocks[0].tokens.device
     if not texts:
         return torch.empty(0, 1, device=device)
     batch = batch.keep(texts)

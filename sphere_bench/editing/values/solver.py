@@ -114,9 +114,10 @@ def solve_target_values(
         tokens_per_batch,
         advance=advance,
     )
+    device = loaded.device_of(layer)
     return TargetValues(
-        torch.cat([part.values.to(loaded.device) for part in solved]),
-        torch.cat([part.deltas.to(loaded.device) for part in solved]),
+        torch.cat([part.values.to(device) for part in solved]),
+        torch.cat([part.deltas.to(device) for part in solved]),
         [losses for part in solved for losses in part.losses],
     )
 
@@ -217,7 +218,7 @@ class _Solver:
             own = Loss(decay, torch.zeros_like(decay), torch.zeros_like(decay))
             for term in chain([own], (batch.loss(delta) for batch in self.batches)):
                 for summed, part in zip(total, term, strict=True):
-                    summed += part.detach()
+                    summed += part.detach().to(summed.device)
                 if backward:
                     (term.loss.mean() if jointly else term.loss.sum()).backward()
         return total._replace(loss=total.loss.mean().expand(len(delta))) if jointly else total

@@ -50,14 +50,15 @@ class Block:
         if self.places is None:
             return packed.reshape(shape)
         grid = packed.new_zeros(shape[0] * shape[1], *shape[2:])
-        return grid.index_copy(0, self.places, packed).view(shape)
+        return grid.index_copy(0, self.places.to(grid.device), packed).view(shape)
 
     def unpad(self, padded: Tensor) -> Tensor:
         """[b, s, ...] as [tokens, ...]."""
         flat = padded.flatten(0, 1)
         if self.places is None:
             return flat
-        taken: Tensor = _Take.apply(flat, self.places)  # type: ignore[no-untyped-call]
+        places = self.places.to(flat.device)
+        taken: Tensor = _Take.apply(flat, places)  # type: ignore[no-untyped-call]
         return taken
 
     def mask_within(self, window: int | None) -> Tensor:

@@ -176,7 +176,7 @@ class _PackedAttention:
         self._blocks = blocks
         self._sizes = [sum(block.batch.suffixes) for block in blocks]
         self._first_layer = first_layer
-        self._masks: dict[int | None, list[Tensor]] = {}
+        self._masks: dict[tuple[int | None, torch.device], list[Tensor]] = {}
         self._calls = 0
 
     @contextmanager
@@ -220,7 +220,7 @@ class _PackedAttention:
         queries, keys, values = (
             each[0].transpose(0, 1).split(self._sizes) for each in (query, key, value)
         )
-        masks = self._masks_within(options.get("sliding_window"), query.dtype)
+        masks = self._masks_within(options.get("sliding_window"), query)
         attended = [
             block.unpad(
                 attend_behind(
@@ -239,12 +239,14 @@ class _PackedAttention:
         ]
         return torch.cat(attended)[None], None
 
-    def _masks_within(self, window: int | None, dtype: torch.dtype) -> list[Tensor]:
-        if window not in self._masks:
-            self._masks[window] = [
-                additive_mask(block.mask_within(window), dtype) for block in self._blocks
+    def _masks_within(self, window: int | None, query: Tensor) -> list[Tensor]:
+        key = (window, query.device)
+        if key not in self._masks:
+            self._masks[key] = [
+                additive_mask(block.mask_within(window).to(query.device), query.dtype)
+                for block in self._blocks
             ]
-        return self._masks[window]
+        return self._masks[key]
 
 
 def takes_packed_tokens(upper: LoadedModel, layer: int) -> bool:

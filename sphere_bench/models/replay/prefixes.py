@@ -69,17 +69,17 @@ def left_padded(
     width = max(lengths)
     if not width or not stems:
         return []
-    device = stems[0][0].device
-    rows = torch.tensor(owners, device=device)[:, None]
-    missing = width - torch.tensor(lengths, device=device)[:, None]
-    places = (torch.arange(width, device=device) - missing).clamp(min=0)
-    return [
-        (
-            keys.transpose(1, 2)[rows, places].transpose(1, 2),
-            values.transpose(1, 2)[rows, places].transpose(1, 2),
-        )
-        for keys, values in stems
-    ]
+    rows = torch.tensor(owners)[:, None]
+    missing = width - torch.tensor(lengths)[:, None]
+    places = (torch.arange(width) - missing).clamp(min=0)
+    # Layers may be on several devices.
+    found = {keys.device for keys, _ in stems}
+    indices = {device: (rows.to(device), places.to(device)) for device in found}
+
+    def taken(states: Tensor) -> Tensor:
+        return states.transpose(1, 2)[indices[states.device]].transpose(1, 2)
+
+    return [(taken(keys), taken(values)) for keys, values in stems]
 
 
 @torch.no_grad()

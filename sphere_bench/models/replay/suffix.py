@@ -201,7 +201,7 @@ class SuffixBatch:
         kept = torch.tensor(rows, device=self.tokens.device)
 
         def own(tensor: Tensor, dim: int, start: int, length: int) -> Tensor:
-            return tensor.narrow(dim, start, length).index_select(0, kept)
+            return tensor.narrow(dim, start, length).index_select(0, kept.to(tensor.device))
 
         return SuffixBatch(
             self.upper,
