@@ -14,6 +14,7 @@ import pandas
 import torch
 from benchmark_work import (
     count_gradient_tokens,
+    count_launches,
     request_work,
     sample_rates,
     synchronize,
@@ -239,16 +240,32 @@ class Benchmark:
         for dtype, rate in rates.items():
             self._add("machine", f"matrix product, {_name(dtype)}", "GFLOP/s", rate / 1e9)
         iterations = [len(losses) for losses in report.losses]
-        work = useful_operations(self.setup, self.requests, iterations) / 1e9
         self._add("values", "iterations", "1/edit", sum(iterations) / len(iterations))
+        work = self._rate("useful work a second", report, rates.get(self.precision))
         self._add("values", "useful work", "GFLOP/edit", work / len(iterations))
-        achieved, machine = work / report.seconds["values"], rates.get(self.precision)
-        self._add("values", "useful work a second", "GFLOP/s", achieved, machine and machine / 1e9)
-        # Here the more the better.
-        self.rows[-1]["ratio"] = machine and achieved * 1e9 / machine
+        if self.precision != torch.bfloat16:
+            self._tell("the layers above the edited ones in bfloat16")
+            rounded = self._edit(self.requests, precision=torch.bfloat16)
+            self._rate("the same in bfloat16", rounded, rates[torch.bfloat16])
+        self._restore()
+        launches = count_launches(self.setup, self.requests)
+        self._add("values", "kernels", "1/iteration", launches.kernels)
+        self._add("values", "starting them", "ms/iteration", 1e3 * launches.host)
+        share = 100 * launches.host / launches.whole
+        self._add("values", "starting them, share of an iteration", "%", share)
         needed = sum(request_work(self.setup, request).tokens for request in self.requests)
         if padded_tokens:
             self._add("values", "padding", "%", 100 * (1 - needed / padded_tokens))
+
+    def _rate(self, name: str, report: BatchReport, machine: float | None) -> float:
+        """Add the rate of the solver beside the machine's; returns its useful work in GFLOP."""
+        iterations = [len(losses) for losses in report.losses]
+        work = useful_operations(self.setup, self.requests, iterations) / 1e9
+        achieved = work / report.seconds["values"]
+        self._add("values", name, "GFLOP/s", achieved, machine and machine / 1e9)
+        # Here the more the better.
+        self.rows[-1]["ratio"] = machine and achieved * 1e9 / machine
+        return work
 
     def _edit(self, requests: Sequence[EditRequest], **values: Any) -> BatchReport:
         """A batch by a fresh editor on the unedited model, with other numbers of the solver."""

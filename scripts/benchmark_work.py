@@ -12,7 +12,7 @@ the machine at the precision of the layers above z.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.editor import EditingSetup
@@ -30,7 +31,9 @@ from sphere_bench.editing.prompts import (
     prompt_with_target,
     shared_beginning,
 )
+from sphere_bench.editing.values.micro_batches import micro_batches
 from sphere_bench.models.loading import LoadedModel
+from sphere_bench.models.precision import with_layers_in
 
 
 class RequestWork(NamedTuple):
@@ -177,6 +180,79 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype, repeats: int =
         if sum(seconds) > 1:
             break
     return 2 * size**3 / median(seconds)
+
+
+class Launches(NamedTuple):
+    """What an iteration of the value solver asks of the host.
+
+    Attributes:
+        kernels: operations, forward and backward, that are no views.
+        host: seconds to start them. On a device: until the host has nothing left to do. On a CPU,
+            which starts and computes in turn: as many times what one takes in the smallest batch,
+            where there is hardly anything to compute.
+        whole: seconds of the iteration.
+    """
+
+    kernels: int
+    host: float
+    whole: float
+
+
+def count_launches(setup: EditingSetup, requests: Sequence[EditRequest]) -> Launches:
+    """Measured on an iteration that all requests take part in, the median of several."""
+    kernels, host, whole = _iteration(setup, requests)
+    if setup.loaded.device.type == "cpu":
+        few, _, seconds = _iteration(replace(setup, contexts=setup.contexts[:1]), requests[:1])
+        host = min(seconds / few * kernels, whole)
+    return Launches(kernels, host, whole)
+
+
+def _iteration(setup: EditingSetup, requests: Sequence[EditRequest]) -> tuple[int, float, float]:
+    """Kernels, seconds until the host is done, and seconds until the device is."""
+    loaded, layer, values = setup.loaded, setup.weights.layers[-1], setup.values
+    above = range(layer + 1, len(loaded.layout))
+    upper = with_layers_in(loaded, above, values.precision or loaded.dtype)
+    batches, initial = micro_batches(
+        loaded,
+        upper,
+        requests,
+        layer,
+        setup.contexts,
+        setup.tokens_per_batch.size,
+        values.kl_factor,
+    )
+    delta = torch.zeros_like(initial, requires_grad=True)
+
+    def iterate() -> None:
+        for batch in batches:
+            batch.loss(delta).loss.sum().backward()
+
+    iterate()  # which makes the indices
+    with _CountedKernels() as counted:
+        iterate()
+    host, whole = [], []
+    for _ in range(3):
+        synchronize(loaded.device)
+        started = perf_counter()
+        iterate()
+        host.append(perf_counter() - started)
+        synchronize(loaded.device)
+        whole.append(perf_counter() - started)
+    return counted.kernels, median(host), median(whole)
+
+
+class _CountedKernels(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        results = (each.alias_info for each in operation._schema.returns)
+        is_view = any(alias is not None and not alias.is_write for alias in results)
+        self.kernels += not is_view
+        return operation(*args, **(kwargs or {}))
 
 
 def synchronize(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,10 +14,11 @@ from sphere_bench.data.corpus import Order
 from sphere_bench.data.facts import overwritten_by
 from sphere_bench.data.records import EditDataset
 from sphere_bench.editing.contexts import fixed_contexts, generated_contexts
-from sphere_bench.editing.editor import EditingSetup
+from sphere_bench.editing.editor import EditingSetup, Editor
 from sphere_bench.editing.numerics import Numerics
 from sphere_bench.editing.pipeline import Apply, EditingPipeline
-from sphere_bench.editing.statistics.cache import CachedStatistics
+from sphere_bench.editing.statistics.cache import CachedStatistics, default_cache_dir
+from sphere_bench.editing.statistics.decompositions import CachedDecompositions
 from sphere_bench.editing.statistics.given import GivenStatistics
 from sphere_bench.editing.statistics.second_moments import token_count
 from sphere_bench.editing.statistics.texts import OrdinaryText, ordinary_texts
@@ -42,6 +44,7 @@ def build_model(config: Config) -> LoadedModel:
     return load_model(
         model.path,
         dtype=model.dtype,
+        matmul_precision=model.matmul_precision,
         device=config.device,
         revision=model.revision,
         shape=model.shape,
@@ -56,11 +59,13 @@ def build_setup(
     loaded: LoadedModel,
     dataset: EditDataset,
     contexts: Sequence[str] | None = None,
+    fingerprint: str | None = None,
 ) -> EditingSetup:
     """What the run gives to its editor.
 
     Args:
         contexts: those of a run that is resumed; otherwise the configuration's, or generated.
+        fingerprint: of the model, if it is known.
     """
     if contexts is None:
         contexts = (
@@ -68,7 +73,7 @@ def build_setup(
             if config.values.contexts is None
             else fixed_contexts(config.values.contexts)
         )
-    statistics = key_statistics(config, loaded)
+    statistics = key_statistics(config, loaded, fingerprint)
     return EditingSetup(
         loaded=loaded,
         weights=EditedWeights(loaded.layout, config.editor.layers),
@@ -79,6 +84,7 @@ def build_setup(
         contexts=contexts,
         second_moments=statistics.second_moments,
         held_out_moments=statistics.held_out_moments,
+        decompose=CachedDecompositions(_statistics_cache(config) / "decompositions"),
         pool=dataset.pool,
         seed=config.seed,
         tokens_per_batch=Budget(config.values.tokens_per_batch),
@@ -91,8 +97,13 @@ def build_editing(config: Config, setup: EditingSetup) -> EditingPipeline:
     Raises:
         SphereBenchError: what ``editor.method`` names is no editor or no transform.
     """
+    return build_pipeline(config, make_object(config.editor.own, setup), setup)
+
+
+def build_pipeline(config: Config, editor: Editor, setup: EditingSetup) -> EditingPipeline:
+    """``editor`` with the transforms, the conditioner and SPHERE that the configuration names."""
     return EditingPipeline(
-        make_object(config.editor.own, setup),
+        editor,
         setup,
         **make_object(config.editor.shared),
         sphere=build_sphere(config),
@@ -111,18 +122,7 @@ def build_measurer(
     config: Config, loaded: LoadedModel, dataset: EditDataset, weights: EditedWeights
 ) -> Measurer:
     """The probes, each with its cadence, and the scopes that they look at."""
-
-    def texts(corpus: str, key: str) -> Iterable[str]:
-        return ordinary_texts(loaded, corpus, key)
-
-    setup = ProbeSetup(
-        loaded=loaded,
-        dataset=dataset,
-        weights=weights,
-        seed=config.seed,
-        tokens_per_batch=Budget(config.evaluation.tokens_per_batch),
-        texts=texts,
-    )
+    setup = build_probe_setup(config, loaded, dataset, weights)
     probes = [
         _build_probe(name, node, setup) for name, node in config.probes.items() if node["every"]
     ]
@@ -140,14 +140,35 @@ def build_measurer(
     return Measurer(probes, scopes, weights.layers)
 
 
+def build_probe_setup(
+    config: Config, loaded: LoadedModel, dataset: EditDataset, weights: EditedWeights
+) -> ProbeSetup:
+    """What the run gives to its probes."""
+
+    def texts(corpus: str, key: str) -> Iterable[str]:
+        return ordinary_texts(loaded, corpus, key)
+
+    return ProbeSetup(
+        loaded=loaded,
+        dataset=dataset,
+        weights=weights,
+        seed=config.seed,
+        tokens_per_batch=Budget(config.evaluation.tokens_per_batch),
+        texts=texts,
+    )
+
+
 def _build_probe(name: str, node: Mapping[str, Any], setup: ProbeSetup) -> ScheduledProbe:
     own = {key: value for key, value in node.items() if key != "every"}
     return ScheduledProbe(name, make_object(own, setup), node["every"])
 
 
-def key_statistics(config: Config, loaded: LoadedModel) -> CachedStatistics | GivenStatistics:
+def key_statistics(
+    config: Config, loaded: LoadedModel, fingerprint: str | None = None
+) -> CachedStatistics | GivenStatistics:
     """Second moments of the edited layers' keys, which are read or computed when asked for."""
     statistics, editor = config.statistics, config.editor
+    loaded.layout.check_layers(editor.layers)
     tokens = token_count(loaded, editor.layers, statistics.tokens, editor.tokens_per_dimension)
     if statistics.path is not None:
         return GivenStatistics(loaded, editor.layers, statistics.path, tokens)
@@ -161,11 +182,17 @@ def key_statistics(config: Config, loaded: LoadedModel) -> CachedStatistics | Gi
             statistics.tokens_per_text,
             statistics.max_length,
         ),
-        statistics.cache,
+        _statistics_cache(config),
         held_out=token_count(loaded, editor.layers, None, editor.held_out_per_dimension),
         tokens_per_batch=statistics.tokens_per_batch,
         precision=dtype_named(statistics.precision),
+        fingerprint=fingerprint,
     )
+
+
+def _statistics_cache(config: Config) -> Path:
+    own = config.statistics.cache
+    return default_cache_dir() if own is None else Path(own).expanduser()
 
 
 def given_moments(config: Config, loaded: LoadedModel) -> dict[str, str]:

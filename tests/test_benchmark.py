@@ -55,6 +55,10 @@ def test_every_stage_is_measured_and_compared(tmp_path: Path) -> None:
     assert set(table["section"]) == {"memory", "stage", "machine", "values", "growth"}
     values = table[table["section"] == "values"].set_index("name")
     assert 0 < values.loc["useful work a second", "ratio"] < 1
+    assert values.loc["the same in bfloat16", "ratio"] > 0  # many processors have no such product
+    assert values.loc["kernels", "value"] > 100
+    assert values.loc["starting them", "value"] > 0
+    assert 0 < values.loc["starting them, share of an iteration", "value"] <= 100
     assert 0 <= values.loc["padding", "value"] < 100
     own, plain = values.loc["final loss, the sample's", ["value", "reference"]]
     assert own == pytest.approx(plain, abs=1e-4)

@@ -1,6 +1,7 @@
 """How the jobs of a sweep ended, whichever launcher ran them and however their processes died."""
 
 import json
+import os
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
     from omegaconf import DictConfig
 
+_CARDS = "CUDA_VISIBLE_DEVICES"
+# Of these, a job takes one card; any other names its own.
+_ONE_CARD = ("auto", "cuda")
 _MOST_REASONS = 8
 _DIED = "its process ended without a report (killed, or out of memory)"
 
@@ -50,14 +54,18 @@ class JobRecords(Callback):
         self._note = Path(note)
         self._folder: Path | None = None
         self._lock: FileLock | None = None
+        self._sweep = os.getpid()
 
     def on_multirun_start(self, config: "DictConfig", **kwargs: Any) -> None:
         """Choose the folder. It is made by the first job: a wrong path is that job's error."""
         self._folder = Path(config.hydra.sweep.dir).absolute() / f".jobs-{uuid4().hex[:8]}"
+        self._sweep = os.getpid()
         self._note.write_text(str(self._folder), "utf-8")
 
     def on_job_start(self, config: "DictConfig", **kwargs: Any) -> None:
-        """Note that the job runs."""
+        """Note that the job runs, on a card of its own where the machine has several."""
+        if self._folder is not None and os.getpid() != self._sweep:
+            _choose_card(config.hydra.job.num, config.get("device", "auto"))
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._folder / f"{config.hydra.job.num}.lock")
@@ -73,6 +81,21 @@ class JobRecords(Callback):
             write_json(self._folder / f"{config.hydra.job.num}.json", failure)
         finally:
             self._lock.release()
+
+
+def _choose_card(number: int, device: str) -> None:
+    """Show this process one of the GPUs that it sees, by the number of its first job.
+
+    A scheduler that gave it one card, such as SLURM or Ray, has chosen already.
+    """
+    given = os.environ.get(_CARDS)
+    if given is None:
+        count = len(list(Path("/dev").glob("nvidia[0-9]*")))
+        cards = [str(card) for card in range(count)]
+    else:
+        cards = [card for card in given.split(",") if card.strip()]
+    if device in _ONE_CARD and len(cards) > 1:
+        os.environ[_CARDS] = cards[number % len(cards)]
 
 
 def finish_sweep(note: Path, error: Exception | None) -> int | None:

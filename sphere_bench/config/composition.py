@@ -63,7 +63,9 @@ def compose_config(overrides: Sequence[str]) -> Config:
         return validate(compose("run", list(overrides)), overrides)
 
 
-def validate(composed: DictConfig, overrides: Sequence[str] | None = None) -> Config:
+def validate(
+    composed: DictConfig, overrides: Sequence[str] | None = None, schema: type[Config] = Config
+) -> Config:
     """The typed configuration, resolved and with the run's name filled in.
 
     A name that an earlier run recorded is kept unless an override sets what decides results.
@@ -71,6 +73,7 @@ def validate(composed: DictConfig, overrides: Sequence[str] | None = None) -> Co
     Args:
         composed: what Hydra composed; its own ``hydra`` node is left out.
         overrides: of the command line; ``None`` takes those in the ``hydra`` node, if there is one.
+        schema: of the configuration.
 
     Raises:
         SphereBenchError: a value is out of its range.
@@ -81,7 +84,7 @@ def validate(composed: DictConfig, overrides: Sequence[str] | None = None) -> Co
         overrides = OmegaConf.select(composed, "hydra.overrides.task") or []
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     check_model_numbers(own)
-    merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(Config), own))
+    merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), own))
     config = cast(Config, OmegaConf.to_object(merged))
     recorded = config.run.overrides
     config.run.overrides = [*(recorded or []), *overrides]

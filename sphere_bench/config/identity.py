@@ -18,6 +18,7 @@ _ELSEWHERE = (
 # These act only through the keys that refer to them, such as an editor's, a loader's, a probe's.
 REFERRED = (
     *("model.layers", "model.values", "model.second_moment_weight", "model.editors"),
+    "model.ability_tasks",
     *("editor.sphere", "values.context_tokens"),
     *(f"dataset.{name}" for name in ("path", "url", "format", "split", "target")),
     *("evaluation.every", "perplexity", "energy"),
@@ -28,12 +29,15 @@ _COMPUTED = (
     *("statistics.max_length", "statistics.precision", "editor.tokens_per_dimension"),
 )
 # How work is cut into forwards, in whichever node.
-_CUT = "tokens_per_batch"
+_CUT = ("tokens_per_batch", "rows_per_batch")
 # A key of this name, in whichever node, names a text; with one of the suffixes, a local file.
 _CORPUS = "corpus"
 # This corpus has no order of its own.
 _GENERATED = "generated"
 _CORPUS_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".ndjson", ".parquet")
+# Keys of these names, in whichever node, name a folder whose files with one of the suffixes count.
+_FOLDERS = ("include_path", "data_path")
+_FOLDER_SUFFIXES = (*_CORPUS_SUFFIXES, ".yaml", ".yml", ".py", ".csv", ".tsv")
 _SPHERE = ("alpha", "eta", "basis", "normalize_rows", "rank_rule")
 
 
@@ -56,7 +60,7 @@ def is_within(key: str, node: str) -> bool:
 def is_decisive(key: str) -> bool:
     """Whether a dotted key can decide a run's results, whatever the other keys are."""
     elsewhere = any(is_within(key, each) for each in (*_ELSEWHERE, *REFERRED))
-    return not elsewhere and key.rpartition(".")[2] != _CUT
+    return not elsewhere and key.rpartition(".")[2] not in _CUT
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +74,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the whole resolved configuration as plain containers.
     """
     flat = flatten(config)
-    without = [*_inactive(flat), *_corpus_files(flat)]
+    without = [*_inactive(flat), *_named_files(flat)]
     return {
         key: value
         for key, value in flat.items()
@@ -90,6 +94,9 @@ def _inactive(flat: Mapping[str, Any]) -> Iterator[str]:
         yield "editor.tokens_per_dimension"
     if flat.get("statistics.corpus") == _GENERATED:
         yield "statistics.order"
+    # As it was before there was the key: the runs keep their names.
+    if flat.get("model.matmul_precision") == "highest":
+        yield "model.matmul_precision"
     # At the milestone 0 all records of the run are scored on the unedited model.
     if not flat.get("edits.shuffle") and 0 not in flat.get("evaluation.milestones", []):
         yield "edits.total"
@@ -121,32 +128,39 @@ def config_hash(content: Mapping[str, Any]) -> str:
 
 
 def corpora(config: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of every text that decides results and is a local file.
+    """SHA-256 of every text that decides results and is a local file, or the files of a folder.
 
     Args:
         config: the whole resolved configuration as plain containers.
 
     Returns:
-        dotted keys, such as ``statistics.corpus``, to SHA-256. A file that does not exist is left
-        out: whoever reads it reports that.
+        dotted keys, such as ``statistics.corpus``, to SHA-256. What does not exist is left out:
+        whoever reads it reports that.
     """
     flat = flatten(config)
     without = list(_inactive(flat))
     return {
-        key: files_digest([file])
-        for key, file in _corpus_files(flat).items()
-        if file.is_file() and is_decisive(key) and not any(is_within(key, each) for each in without)
+        key: files_digest(files)
+        for key, files in _named_files(flat).items()
+        if files and is_decisive(key) and not any(is_within(key, each) for each in without)
     }
 
 
-def _corpus_files(flat: Mapping[str, Any]) -> dict[str, Path]:
-    return {
-        key: Path(value).expanduser()
-        for key, value in flat.items()
-        if key.rpartition(".")[2] == _CORPUS
-        and isinstance(value, str)
-        and Path(value).suffix.lower() in _CORPUS_SUFFIXES
-    }
+def _named_files(flat: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """The local files that a key names; none where they do not exist."""
+    found: dict[str, list[Path]] = {}
+    for key, value in flat.items():
+        name = key.rpartition(".")[2]
+        if not isinstance(value, str):
+            continue
+        place = Path(value).expanduser()
+        if name == _CORPUS and place.suffix.lower() in _CORPUS_SUFFIXES:
+            found[key] = [place] if place.is_file() else []
+        if name in _FOLDERS:
+            found[key] = sorted(
+                file for file in place.rglob("*") if file.suffix.lower() in _FOLDER_SUFFIXES
+            )
+    return found
 
 
 def foreign_sources(config: Mapping[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sphere_bench.commands.sweep import JobError, finish_sweep
+from sphere_bench.commands.sweep import JobError, _choose_card, finish_sweep
 from sphere_bench.config.composition import compose_config
 
 ROOT = Path(__file__).parents[2]
@@ -35,15 +35,19 @@ def task(config):
     import beside_the_options
 
     config.run.folder.joinpath("done").write_text(beside_the_options.TEXT)
+    config.run.folder.joinpath("cards").write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     return abs(config.sphere.alpha - 0.5) + config.sphere.alpha / 8
 """
 # The command line with that task in place of a run, which would import torch.
 MAIN = """
 import sys
 from types import SimpleNamespace
+from submitit.core.core import Job
 from sphere_bench.cli import main
 from sphere_bench.commands.hydra_entry import hydra_main
 from jobs_of_test import task
+
+Job._results_timeout_s = 2  # seconds to wait for what a dead job has left; 15 otherwise
 
 if __name__ == "__main__":
     verb = SimpleNamespace(main=lambda arguments: hydra_main(task, "run", arguments))
@@ -107,11 +111,15 @@ def sweep(tmp_path: Path) -> Sweep:
         folder.mkdir(exist_ok=True)
         (folder / name).write_text(text)
 
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: str, cards: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "sweep.py", "-m", "--config-dir", "options", *arguments],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]),
+                "CUDA_VISIBLE_DEVICES": cards,
+            },
             capture_output=True,
             text=True,
             timeout=300,
@@ -144,12 +152,23 @@ def test_jobs_that_fail_are_counted_and_the_others_are_done(
     assert done.read_text() == "found"
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_a_sweep_without_failures_ends_well(launcher: str, sweep: Sweep, tmp_path: Path) -> None:
-    result = sweep("seed=0,6", *LAUNCHERS[launcher])
+@pytest.mark.parametrize(
+    ("launcher", "cards", "own"),
+    [
+        ("joblib", {"4", "7"}, ()),
+        ("submitit_local", {"0", "1"}, ("hydra.launcher.gpus_per_node=2",)),
+    ],
+)
+def test_a_sweep_without_failures_ends_well_each_job_on_a_card(
+    launcher: str, cards: set[str], own: tuple[str, ...], sweep: Sweep, tmp_path: Path
+) -> None:
+    result = sweep("seed=0,6", *LAUNCHERS[launcher], *own, cards="4,7")
     assert result.returncode == 0, result.stderr
     assert "error" not in result.stderr
     assert len(list(tmp_path.glob("results/*/done"))) == 2
+    seen = {file.read_text() for file in tmp_path.glob("results/*/cards")}
+    # A process of joblib may take both jobs.
+    assert seen == cards or (launcher == "joblib" and seen < cards)
     assert not list(tmp_path.glob("results/.jobs-*"))
 
 
@@ -183,6 +202,25 @@ def test_a_job_cannot_end_the_sweep_with_success(sweep: Sweep) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("device", "seen", "number", "chosen"),
+    [
+        ("auto", "4,7", 3, "7"),
+        ("cuda", "4,7", 2, "4"),
+        ("cuda:1", "4,7", 2, "4,7"),
+        ("sharded", "4,7", 2, "4,7"),
+        ("auto", "5", 2, "5"),
+        ("auto", "", 2, ""),
+    ],
+)
+def test_a_job_takes_one_of_the_cards_that_it_sees(
+    device: str, seen: str, number: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    _choose_card(number, device)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen
+
+
 def test_a_sweeper_gets_what_the_jobs_return(sweep: Sweep, tmp_path: Path) -> None:
     result = sweep("hydra/sweeper=halving", *LAUNCHERS["joblib"])
     assert result.returncode == 0, result.stderr
@@ -198,13 +236,12 @@ def test_a_sweeper_gets_the_failure_of_a_job(sweep: Sweep) -> None:
     assert "of 2 jobs failed: job 0: seed 1 brings bad luck" in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_runs_of_a_model_are_made_side_by_side(launcher: str, tmp_path: Path) -> None:
+def test_runs_of_a_model_are_made_side_by_side(tmp_path: Path) -> None:
     few = ("experiment=smoke", "model.values.steps=1", "evaluation.seen=1")
     result = subprocess.run(
         [
             *(sys.executable, "-m", "sphere_bench", "run", "-m"),
-            *(*LAUNCHERS[launcher], *few, "sphere.alpha=0.5,7"),
+            *(*LAUNCHERS["joblib"], *few, "sphere.alpha=0.5,7"),
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -31,7 +31,7 @@ from sphere_bench.errors import SphereBenchError, check_at_least, check_choice
 
 # Each is also the name of the package that it needs and of the extra that brings that package.
 TRACKERS = ("tensorboard", "wandb", "mlflow")
-DEVICE_TYPES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu")
+DEVICE_TYPES = ("auto", "cpu", "cuda", "sharded", "mps", "xpu", "hpu", "npu")
 
 
 @dataclass
@@ -39,7 +39,8 @@ class Config:
     """The whole configuration of a run.
 
     Attributes:
-        device: ``auto`` (CUDA, else MPS, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
+        device: ``auto`` (CUDA, else MPS, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or
+            ``sharded``, which spreads the layers of a model over all GPUs.
         seed: decides the order of shuffled edits, the sample of the scope ``seen``, the generated
             contexts, and what an editor or a probe draws.
         probes: what is measured after a step: a name to a node with ``_target_`` (its class),

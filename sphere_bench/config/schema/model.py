@@ -7,6 +7,8 @@ from sphere_bench.config.schema.checks import check_layers, check_name
 from sphere_bench.errors import check_above, check_at_least, check_choice
 
 DTYPES = ("float32", "bfloat16", "float16")
+# torch's names.
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 @dataclass
@@ -73,6 +75,9 @@ class ModelConfig:
         shape: a configuration of transformers with ``model_type``: the weights are then random, for
             timing, and only the tokenizer comes from ``path``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
+        ability_tasks: what ``probes.ability`` asks unless it says otherwise.
+        matmul_precision: of products of float32 matrices: ``highest``, ``high`` (TF32 on a GPU) or
+            ``medium`` (bfloat16 where the device can), see ``torch.set_float32_matmul_precision``.
         trust_remote_code: run code that comes with the model.
     """
 
@@ -85,12 +90,15 @@ class ModelConfig:
     revision: str | None = None
     shape: dict[str, Any] | None = None
     dtype: str = "float32"
+    matmul_precision: str = "highest"
     modules: ModulesConfig = field(default_factory=ModulesConfig)
+    ability_tasks: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         check_name("model.name", self.name)
         check_choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.matmul_precision", self.matmul_precision, MATMUL_PRECISIONS)
         check_layers("model.layers", self.layers)
         self.values.check("model.values")
         check_above("model.second_moment_weight", self.second_moment_weight, 0)
