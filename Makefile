@@ -8,20 +8,29 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c co
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench mutations lint format types clean
+.PHONY: help run test bench gpu gpu-packages mutations lint format types clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), ARGS='' (for run, test, bench and mutations)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), ARGS='' (for run, test, bench, gpu and mutations)"
 
 run: $(VENV)/.installed ## run the benchmark on the bundled tiny GPT-2, offline
 	HF_HUB_OFFLINE=1 $(BIN)/sphere-bench run $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: $(VENV)/.installed ## time a batch against the published algorithm and the machine
 	$(BIN)/python scripts/benchmark.py $(ARGS)
+
+gpu: ## prove on a machine with a GPU what only it can; installs nothing (docs/gpu.md)
+	PYTHON=$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/gpu_check.sh $(ARGS)
+
+# Pure Python: on a machine without network, these and torch with its companions are enough.
+gpu-packages: ## put what `make gpu` needs besides torch into build/gpu-packages
+	rm -rf build/gpu-packages
+	$(PYTHON) -m pip install --disable-pip-version-check -q -c constraints.txt --no-deps --target \
+		build/gpu-packages hydra-core omegaconf antlr4-python3-runtime pytest pluggy iniconfig pygments
 
 mutations: $(VENV)/.installed-dev ## check that the tests notice wrong mathematics
 	$(BIN)/python scripts/mutation_check.py $(ARGS)

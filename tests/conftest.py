@@ -1,46 +1,90 @@
 """What holds for all tests: one thread a worker, no network, no caches of the user's."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 
 import pytest
+from hydra._internal.hydra import Hydra
+
+# Only `pytest -m gpu` sees the GPUs. This names another device for its tests, such as `cpu`, to see
+# that they are sound where there is no GPU.
+GPU_TESTS_ON = "SPHERE_BENCH_GPU_TESTS_ON"
 
 _caches: pytest.StashKey[TemporaryDirectory[str]] = pytest.StashKey()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Libraries read these when they are imported, and child processes inherit them."""
-    caches = config.stash[_caches] = TemporaryDirectory(prefix="sphere-bench-tests-")
-    os.environ["HF_HOME"] = f"{caches.name}/huggingface"
-    os.environ["SPHERE_BENCH_CACHE"] = f"{caches.name}/sphere-bench"
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the first process has set
+        caches = config.stash[_caches] = TemporaryDirectory(prefix="sphere-bench-tests-")
+        os.environ["HF_HOME"] = f"{caches.name}/huggingface"
+        os.environ["SPHERE_BENCH_CACHE"] = f"{caches.name}/sphere-bench"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # The workers of pytest-xdist share the cores already.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.pop("SPHERE_BENCH_DEBUG", None)
+    # Hydra composes the whole configuration once more to read `hydra.mode`, which no test sets.
+    Hydra.get_mode = lambda *arguments, **keywords: None  # type: ignore[method-assign]
+    if not _for_gpus(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[_caches].cleanup()
+    if _caches in config.stash:
+        config.stash[_caches].cleanup()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_finish() -> None:
+    """What the imports left is here to stay: collections of garbage need not look at it."""
+    gc.freeze()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if for_gpu:
-        import torch
-
-        if not torch.cuda.is_available():
-            for item in for_gpu:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    reason = _no_gpu(config) if for_gpu else None
+    if reason is not None:
+        for item in for_gpu:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A run in this process leaves a log file open, in a folder that is gone by the next test."""
+def _for_gpus(config: pytest.Config) -> bool:
+    return bool(config.option.markexpr == "gpu")
+
+
+def _no_gpu(config: pytest.Config) -> str | None:
+    """Why the tests for GPUs cannot run."""
+    if not _for_gpus(config):
+        return "for a GPU: pytest -m gpu"
+    if GPU_TESTS_ON in os.environ:
+        return None
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A run in this process leaves a log file open, in a folder that is gone by the next test."""
+    with _logging_kept():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logging_as_before_the_module() -> Iterator[None]:
+    """The same for a run that a module's tests share."""
+    with _logging_kept():
+        yield

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sphere_bench"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# config -> models, data -> editing -> evaluation -> run folder -> stream and report -> commands.
+# config -> models, data -> editing -> evaluation -> run folder -> stream and report -> calibration
+# -> commands.
 FLOORS = (
     {"errors", "signals", "assets"},
     {"files"},
@@ -24,6 +25,7 @@ FLOORS = (
     {"stream"},
     {"report"},
     {"build"},
+    {"calibration"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -1,13 +1,16 @@
 """Every editor of the configuration runs three batches, with SPHERE and without."""
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pandas
 import pytest
 
-from sphere_bench.cli import main
-from sphere_bench.config.composition import groups
+from sphere_bench.commands.run import run
+from sphere_bench.config.composition import compose_config, groups
+from sphere_bench.config.schema import Config
 from tests.golden_numbers import GOLDEN, NAMES
 
 EDITORS = groups()["editor"]
@@ -21,6 +24,8 @@ OVERRIDES = (
     "edits.total=6",
     "edits.batch_size=2",
     "evaluation.seen=4",
+    "evaluation.every=3",
+    "perplexity.tokens=50",
     "checkpoint.every=2",
 )
 
@@ -46,26 +51,27 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@cache
+def composed(editor: str, sphere: str, records: Path, corpus: Path) -> Config:
+    """The configuration; the model and the root of the run are to be set."""
+    files = (f"dataset.path={records}", f"statistics.corpus={corpus}", "run.name=run")
+    return compose_config([f"editor={editor}", f"sphere={sphere}", *files, *OVERRIDES])
+
+
 @pytest.mark.parametrize("sphere", ["off", "paper"])
 @pytest.mark.parametrize("model", NAMES)
 @pytest.mark.parametrize("editor", EDITORS)
 def test_three_batches(
     editor: str, model: str, sphere: str, records: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    code = main(
-        [
-            "run",
-            f"editor={editor}",
-            f"sphere={sphere}",
-            f"model.path={GOLDEN / model}",
-            f"dataset.path={records}",
-            f"statistics.corpus={corpus}",
-            f"run.root={tmp_path}",
-            "run.name=run",
-            *OVERRIDES,
-        ]
+    config = composed(editor, sphere, records, corpus)
+    run(
+        replace(
+            config,
+            model=replace(config.model, path=str(GOLDEN / model)),
+            run=replace(config.run, root=str(tmp_path)),
+        )
     )
-    assert code == 0
     steps = pandas.read_parquet(tmp_path / "run" / "steps")
     layers = pandas.read_parquet(tmp_path / "run" / "layers")
     assert steps["step"].max() == 3 and steps["edits"].max() == 6

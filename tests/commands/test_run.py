@@ -2,6 +2,8 @@
 
 import errno
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from sphere_bench.run_folder.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.run_folder.folder import RunFolder
 from tests.run_tables import TABLES, assert_same_tables, table, without_times
 
-QUICK = ("model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "evaluation.seen=5")
+QUICK = (
+    *("model.values.steps=3", "values.contexts=['Nobody knew why. {}']"),
+    *("evaluation.seen=5", "perplexity.tokens=50"),
+)
 STREAM = ("edits.total=8", "edits.batch_size=4", "evaluation.seen=5")
 THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=1")
 
@@ -97,16 +102,32 @@ def test_a_runs_own_configuration_makes_the_run_again(
     }
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A run with the given settings that was made in one go."""
+
+    @cache
+    def make(*overrides: str) -> Path:
+        root = tmp_path_factory.mktemp("whole")
+        assert run(root, *overrides) == 0
+        return root / "three"
+
+    return make
+
+
 # MEMIT has no memory; the others keep keys, unconditioned weights, moments or a norm.
 @pytest.mark.parametrize(
     "editor, stopped_in",
     [("memit", 1), ("memit", 2), ("memit", 3), ("alphaedit", 3), ("prune", 3), ("ultraedit", 3)],
 )
 def test_an_interrupted_run_resumes_bit_for_bit(
-    editor: str, stopped_in: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    editor: str,
+    stopped_in: int,
+    whole: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = (*THREE_STEPS, f"editor={editor}", "sphere.basis=current", "run.name=three")
-    assert run(tmp_path / "whole", *command) == 0
     calls = []
     edit_class = UltraEdit if editor == "ultraedit" else LocateThenEdit
     edit = edit_class.edit
@@ -125,7 +146,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     assert (progress["state"], progress["step"]) == ("interrupted", stopped_in - 1)
     assert run(tmp_path / "stopped", *command) == 0
     assert json.loads((folder / "progress.json").read_text())["state"] == "done"
-    assert_same_tables(folder, tmp_path / "whole" / "three")
+    assert_same_tables(folder, whole(*command))
 
 
 def test_a_run_whose_last_checkpoint_failed_is_not_done(

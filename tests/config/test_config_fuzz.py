@@ -32,6 +32,7 @@ EXTREME = {
     "perplexity.tokens=1": "perplexity.tokens=1: no text of perplexity.corpus has two tokens",
     "model.modules.projection=attn.c_attn": "its output has 384 numbers, not the hidden",
     "run.root=''": "run.root is empty",
+    "model.layers=[7]": "editor.layers=[7]: the model has layers 0 to 5: set model.layers",
     "sphere.apply=after": "no key 'sphere.apply': did you mean 'editor.apply'?",
     "editor=rome ~model.editors.rome": "model tiny-gpt2 has no numbers for the editor rome: set "
     "model.editors.rome.layer and model.editors.rome.whiten",
@@ -111,7 +112,7 @@ def up_to_the_model(config: Config) -> None:
     build_dataset(config)
 
 
-@fuzz(40)
+@fuzz(30)
 @given(choices=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=2))
 def test_any_value_of_any_key(choices: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sphere_bench.commands.run, "run", up_to_the_model)

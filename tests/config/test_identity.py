@@ -31,6 +31,13 @@ def test_a_number_counts_where_it_is_used_and_not_where_it_is_from() -> None:
     assert "editor.sphere.alpha" not in found
 
 
+def test_the_precision_of_products_decides_once_it_is_not_the_highest() -> None:
+    key = "model.matmul_precision"
+    assert key not in identity(content())
+    assert identity(content(f"{key}=high"))[key] == "high"
+    assert "-matmul_precisionhigh-" in compose_config([f"{key}=high"]).run.name
+
+
 @pytest.mark.parametrize(
     ("key", "acting"),
     [
@@ -148,3 +155,28 @@ def test_given_statistics_count_by_their_content_alone(tmp_path: Path) -> None:
     assert not any(key.startswith("statistics") for key in identity(one))
     assert "editor.tokens_per_dimension" not in identity(one)
     assert corpora(one) == {}
+
+
+def test_tasks_and_their_data_count_by_the_contents_of_their_folders(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "below").mkdir(parents=True)
+        (tmp_path / name / "below" / "task.yaml").write_text("task: mine\n")
+        (tmp_path / name / "picture.png").write_text(name)
+    careful = "evaluation=careful"
+    runs = [
+        content(careful, f"probes.ability.{key}={tmp_path / name}")
+        for key in ("include_path", "data_path")
+        for name in ("one", "two")
+    ]
+    assert len({str(identity(run)) for run in runs[:2]}) == 1
+    assert corpora(runs[0]) == corpora(runs[1]) != corpora(content(careful))
+    assert list(corpora(runs[2])) == ["probes.ability.data_path"]
+    (tmp_path / "two" / "below" / "task.yaml").write_text("task: other\n")
+    assert corpora(runs[0]) != corpora(runs[1])
+    # How many prompts are in a forward decides nothing, and which tasks does.
+    assert identity(content(careful, "probes.ability.rows_per_batch=3")) == identity(
+        content(careful)
+    )
+    assert identity(content(careful, "model.ability_tasks=[arc_easy]")) != identity(
+        content(careful)
+    )

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -60,23 +60,31 @@ class Nursery:
         root: Path,
         *overrides: str,
         kill_after: float | None = None,
-        composed: bool = False,
         **faults: dict[str, Any],
     ) -> Death:
-        """One `sphere-bench run` in ``root``, with faults of its run's folder.
+        """One `sphere-bench run` in ``root``, with faults of its run's folder."""
+        return self._ask(root, overrides, faults, kill_after=kill_after)
 
-        For ``kill_after`` and ``composed`` see ``nursery.answer``.
-        """
-        for name in ("log", "signal_before_change", "full_disk"):
+    def run_shared(self, processes: int, root: Path, *overrides: str) -> Death:
+        """One `sphere-bench run` of several processes, as torchrun starts them."""
+        return self._ask(root, overrides, {}, processes=processes)
+
+    def run_each(self, roots: Sequence[Path], *overrides: str, **faults: dict[str, Any]) -> Death:
+        """A run in each root, in one process; the faults are of the first one's folder."""
+        return self._ask(roots[0], overrides, faults, roots=list(map(str, roots)))
+
+    def _ask(
+        self,
+        root: Path,
+        overrides: tuple[str, ...],
+        faults: dict[str, dict[str, Any]],
+        **options: Any,
+    ) -> Death:
+        for name in ("log", "keep_states", "signal_before_change", "full_disk"):
             if name in faults:
                 faults[name]["folder"] = str(root / "run")
         arguments = ["run", f"run.root={root}", *SETTINGS, *overrides]
-        request = {
-            "arguments": arguments,
-            "faults": faults,
-            "kill_after": kill_after,
-            "composed": composed,
-        }
+        request = {"arguments": arguments, "faults": faults, **options}
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()

@@ -11,11 +11,15 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,32 +64,34 @@ def answer(
     arguments: list[str],
     faults: dict[str, Any],
     kill_after: float | None = None,
-    composed: bool = False,
+    roots: list[str] | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Run the command line in a child.
 
     Args:
         arguments: of the command line.
-        composed: run the configuration that they compose, without the command line around it,
-            which takes as long as a few steps.
         faults: names and parameters of the functions in ``FAULTS``.
         kill_after: seconds until the child is killed from outside.
+        roots: run the configuration that the arguments compose in each of these, one after the
+            other, without the command line around it, which takes as long as a few steps.
+        processes: fork as many children, which torchrun's variables tell of one another.
 
     Returns:
-        The child's ``pid``, ``code`` (minus the signal's number if one ended it, ``None`` if it is
-        stopped), ``output`` and ``seconds``.
+        The first child's ``pid`` and ``code`` (minus the signal's number if one ended it, ``None``
+        if it is stopped), and the ``output`` and ``seconds`` of all.
     """
     with tempfile.TemporaryFile() as output:
         started = time.monotonic()
-        pid = os.fork()
-        if not pid:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-            os._exit(live(arguments, faults, composed))
+        teams = team(processes) if processes > 1 else [{}]
+        children = [born(arguments, faults, roots, output.fileno(), each) for each in teams]
+        pid = children[0]
         if kill_after is not None:
             time.sleep(kill_after)
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, os.WUNTRACED)
+        for child in children[1:]:
+            os.waitpid(child, 0)
         seconds = time.monotonic() - started
         output.seek(0)
         text = output.read().decode()
@@ -93,26 +99,64 @@ def answer(
     return {"pid": pid, "code": code, "output": text, "seconds": seconds}
 
 
-def live(arguments: list[str], faults: dict[str, Any], composed: bool) -> int:
+def team(processes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of the processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+    }
+    return [{**common, "RANK": str(i), "LOCAL_RANK": str(i)} for i in range(processes)]
+
+
+def born(
+    arguments: list[str],
+    faults: dict[str, Any],
+    roots: list[str] | None,
+    output: int,
+    environment: dict[str, str],
+) -> int:
+    """Fork a child that writes to a descriptor, and return its process id."""
+    pid = os.fork()
+    if not pid:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.environ.update(environment)
+        os._exit(live(arguments, faults, roots))
+    return pid
+
+
+def live(arguments: list[str], faults: dict[str, Any], roots: list[str] | None) -> int:
     """What a child does: its exit code, if it lives to have one."""
     from sphere_bench.cli import main
-    from sphere_bench.commands.run import run
-    from sphere_bench.config.composition import compose_config
-
-    config = compose_config(arguments[1:]) if composed else None
 
     # A shell may have started the tests with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, parameters in faults.items():
         FAULTS[name](**parameters)
-    if config is None:
-        code = main(arguments)
-    else:
-        run(config)
-        code = 0
+    code = main(arguments) if roots is None else run_each(arguments[1:], roots)
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def run_each(overrides: list[str], roots: list[str]) -> int:
+    """Make a run in each root; the exit code is 1 once one of them fails."""
+    from sphere_bench.commands.run import run
+    from sphere_bench.config.composition import compose_config
+
+    config = compose_config(overrides)
+    for root in roots:
+        try:
+            run(replace(config, run=replace(config.run, root=root)))
+        except Exception:
+            print(f"in {root}: {traceback.format_exc()}")
+            return 1
+    return 0
 
 
 def watch(folder: str, act: Callable[[str, Path], None]) -> None:
@@ -142,6 +186,18 @@ def log(folder: str, file: str) -> None:
 
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     watch(folder, append)
+
+
+def keep_states(folder: str, into: str) -> None:
+    """Copy ``folder`` before every change below it: what a kill at that moment leaves."""
+    seen = 0
+
+    def keep(event: str, path: Path) -> None:
+        nonlocal seen
+        shutil.copytree(folder, Path(into, str(seen), Path(folder).name))
+        seen += 1
+
+    watch(folder, keep)
 
 
 def signal_before_change(folder: str, change: int, number: int) -> None:
@@ -198,7 +254,14 @@ def largest_file(size: int) -> None:
 
 FAULTS: dict[str, Callable[..., None]] = {
     function.__name__: function
-    for function in (log, signal_before_change, signal_in_call, full_disk, largest_file)
+    for function in (
+        log,
+        keep_states,
+        signal_before_change,
+        signal_in_call,
+        full_disk,
+        largest_file,
+    )
 }
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def test_from_a_seeded_change_on(
     end = nursery.run(tmp_path, full_disk={"change": change, "code": errno.ENOSPC})
     assert_told_in_one_line(end)
     whole.assert_nothing_lost(tmp_path / "run")
-    assert nursery.run(tmp_path).code == 0
+    assert nursery.run_each([tmp_path]).code == 0
     whole.assert_completed(tmp_path / "run")
 
 
@@ -44,5 +44,5 @@ def test_where_libraries_of_other_languages_write(
     whole = reference("memit")
     assert_told_in_one_line(nursery.run(tmp_path, largest_file={"size": size}))
     assert whole.assert_nothing_lost(tmp_path / "run") == recorded
-    assert nursery.run(tmp_path).code == 0
+    assert nursery.run_each([tmp_path]).code == 0
     whole.assert_completed(tmp_path / "run")

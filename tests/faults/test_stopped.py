@@ -36,12 +36,14 @@ def test_the_first_lets_the_step_end_and_saves_it(
     assert progress is not None
     assert (progress.state, progress.step) == ("interrupted", 2)
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [2]
-    assert nursery.run(tmp_path).code == 0
+    assert nursery.run_each([tmp_path]).code == 0
     reference("memit").assert_completed(tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", CODES)
-@pytest.mark.parametrize("place", PLACES)
+# The handler of both signals is the same.
+@pytest.mark.parametrize(
+    "place, number", [*((place, signal.SIGINT) for place in PLACES), ("solve", signal.SIGTERM)]
+)
 def test_the_second_abandons_the_step(
     nursery: Nursery,
     reference: Callable[[str], Reference],
@@ -57,7 +59,7 @@ def test_the_second_abandons_the_step(
     progress = RunFolder(tmp_path / "run").progress()
     assert progress is not None
     assert (progress.state, progress.step) == ("interrupted", 1)
-    assert nursery.run(tmp_path).code == 0
+    assert nursery.run_each([tmp_path]).code == 0
     reference("memit").assert_completed(tmp_path / "run")
 
 

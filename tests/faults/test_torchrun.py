@@ -1,0 +1,84 @@
+"""A run that several processes share is the run of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sphere_bench.cli import main
+from sphere_bench.run_folder.checkpoints import Checkpoints
+from tests.faults.conftest import SETTINGS as QUICK
+from tests.faults.conftest import Nursery
+from tests.run_tables import assert_same_tables
+
+ROOT = Path(__file__).parents[2]
+# More requests than are solved at a time, so that there is something to share.
+SETTINGS = (
+    "edits.total=36",
+    "edits.batch_size=18",
+    "checkpoint.every=1",
+    "device=cpu",
+)
+
+
+def torchrun(
+    processes: int, root: Path, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    arguments = ("--nproc-per-node", str(processes), "-m", "sphere_bench", "run")
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments),
+            *(f"run.root={root}", *QUICK, *SETTINGS),
+        ],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{path or ''}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+# Python imports it at its start: the second process ends as soon as the first step is saved.
+DYING = """
+import os, threading, time
+from pathlib import Path
+
+def die():
+    while not (Path(os.environ["ROOT"]) / "run/checkpoints/step-1").exists():
+        time.sleep(0.01)
+    os._exit(1)
+
+if os.environ.get("RANK") == "1":
+    threading.Thread(target=die, daemon=True).start()
+"""
+
+
+def test_two_and_three_processes_make_the_tables_of_one_and_one_of_them_may_die(
+    nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nursery.run(tmp_path / "alone", *SETTINGS).code == 0
+    (tmp_path / "sitecustomize.py").write_text(DYING)
+    root = tmp_path / "shared"
+    monkeypatch.setenv("ROOT", str(root))
+    # Two processes make the first step, and three the second, as the checkpoint shows.
+    died = torchrun(2, root, path=tmp_path)
+    assert died.returncode != 0
+    assert "run the same command again to go on" in died.stderr
+    assert Checkpoints(root / "run" / "checkpoints").steps() == [1]
+    ended = nursery.run_shared(3, root, *SETTINGS)
+    assert ended.code == 0, ended.output
+    assert_same_tables(root / "run", tmp_path / "alone" / "run")
+    assert ended.output.count("tables: ") == 1  # one of them makes the run
+    assert [path.name for path in root.iterdir()] == ["run"]
+    again = nursery.run_shared(2, root, *SETTINGS)
+    assert again.code == 0 and "already done" in again.output
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_a_sweep_is_not_shared(
+    flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["run", flag, "seed=0,1"]) == 2
+    assert "torchrun and --multirun do not go together" in capsys.readouterr().err
