@@ -1,4 +1,4 @@
-"""Write what docs/configuration.md and docs/tables.md take from the code.
+"""Write what pages of docs/ take from the code: configuration.md, tables.md and calibrate.md.
 
 Such a piece stands between `<!-- made: NAME -->` and `<!-- end -->`; the rest is written by hand.
 Meanings come from docstrings and from the declarations of columns, defaults from the YAML files.
@@ -26,8 +26,9 @@ from sphere_bench.config.composition import (
     known_keys,
     register_resolvers,
 )
-from sphere_bench.config.identity import REFERRED, is_decisive, is_within
+from sphere_bench.config.identity import REFERRED, flatten, is_decisive, is_within
 from sphere_bench.config.schema import Config
+from sphere_bench.config.schema.calibration import CalibrateConfig, CalibrationConfig
 from sphere_bench.data.configured import build_dataset
 from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.weights import EditedWeights
@@ -35,7 +36,7 @@ from sphere_bench.evaluation.columns import Column, Table
 from sphere_bench.run_folder.tables import OF_RUN
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("configuration.md", "tables.md")
+PAGES = ("configuration.md", "tables.md", "calibrate.md")
 #: The evaluation with every probe.
 CAREFUL = "evaluation=careful"
 
@@ -53,7 +54,7 @@ _TYPES = {
 
 
 def main() -> None:
-    """Bring both pages up to date."""
+    """Bring the pages up to date."""
     for name in PAGES:
         page = DOCS / name
         page.write_text(made_anew(page.read_text("utf-8")), "utf-8")
@@ -136,6 +137,20 @@ def _composed(*overrides: str) -> Any:
 def _keys() -> str:
     values: Any = OmegaConf.to_container(_composed(), resolve=True)
     return "\n\n".join(_sections(Config, "", values))
+
+
+def _calibration() -> str:
+    """The keys that a calibration has besides a run's."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / "calibrate.yaml"))
+    meanings = {"out": described(CalibrateConfig)["out"]}
+    for name, meaning in described(CalibrationConfig).items():
+        meanings[f"calibration.{name}"] = meaning
+    values = {"out": values["out"], **flatten({"calibration": values["calibration"]})}
+    rows = [
+        [f"`{key}`", _value(values.get(key, "alphaedit")), meaning]
+        for key, meaning in meanings.items()
+    ]
+    return _table(["key", "default", "meaning"], rows)
 
 
 def _sections(node: type, prefix: str, values: Mapping[str, Any]) -> Iterator[str]:
@@ -322,6 +337,7 @@ def _columns(columns: Iterable[Column]) -> str:
 PIECES: Mapping[str, Callable[[], str]] = {
     "groups": _groups,
     "keys": _keys,
+    "calibration": _calibration,
     "names": _names,
     "elsewhere": _elsewhere,
     "referred": _referred,

@@ -114,8 +114,9 @@ def _explain_composition(error: Any) -> str | None:
 
 def _no_key(key: str, cause: BaseException | None = None) -> str:
     from sphere_bench.config.composition import groups, known_keys
+    from sphere_bench.config.schema.calibration import CalibrateConfig
 
-    known = [*known_keys(), *groups()]
+    known = [*known_keys(CalibrateConfig), *groups()]
     if key in known:
         reason = "a run's own configuration takes keys, not options: set its keys one by one"
         return f"{key}: {str(cause).splitlines()[0] if cause else reason}"

@@ -165,9 +165,10 @@ def make(config: Config, found: Continuation) -> None:
     for warning in warnings_of(dataset, config.edits.batch_size, config.evaluation.superseded):
         logger.warning("%s", warning)
     loaded = build.build_model(config)
+    fingerprint = model_fingerprint(loaded)
     facts = {
         **provenance.collect(config=asdict(config), device=str(loaded.device)),
-        "model_fingerprint": model_fingerprint(loaded),
+        "model_fingerprint": fingerprint,
         "second_moments": build.given_moments(config, loaded),
         **stamps(config),
         "dataset_fingerprint": dataset.fingerprint(),
@@ -179,7 +180,7 @@ def make(config: Config, found: Continuation) -> None:
     }
     found.compare(facts)
     contexts = folder.provenance()["contexts"] if found.resumes else None
-    setup = build.build_setup(config, loaded, dataset, contexts)
+    setup = build.build_setup(config, loaded, dataset, contexts, fingerprint)
     check_prompts_fit(loaded, dataset.records, setup.contexts)
     editing = build.build_editing(config, setup)
     measurer = build.build_measurer(config, loaded, dataset, setup.weights)

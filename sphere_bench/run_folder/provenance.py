@@ -25,6 +25,7 @@ PACKAGES = (
     "pyarrow",
     "hydra-core",
     "omegaconf",
+    "lm_eval",
 )
 
 
