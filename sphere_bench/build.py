@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,7 +16,7 @@ from sphere_bench.editing.contexts import fixed_contexts, generated_contexts
 from sphere_bench.editing.editor import EditingSetup, Editor
 from sphere_bench.editing.numerics import Numerics
 from sphere_bench.editing.pipeline import Apply, EditingPipeline
-from sphere_bench.editing.statistics.cache import CachedStatistics, default_cache_dir
+from sphere_bench.editing.statistics.cache import CachedStatistics, cache_folder
 from sphere_bench.editing.statistics.decompositions import CachedDecompositions
 from sphere_bench.editing.statistics.given import GivenStatistics
 from sphere_bench.editing.statistics.second_moments import token_count
@@ -84,7 +83,7 @@ def build_setup(
         contexts=contexts,
         second_moments=statistics.second_moments,
         held_out_moments=statistics.held_out_moments,
-        decompose=CachedDecompositions(_statistics_cache(config) / "decompositions"),
+        decompose=CachedDecompositions(cache_folder(config.statistics.cache) / "decompositions"),
         pool=dataset.pool,
         seed=config.seed,
         tokens_per_batch=Budget(config.values.tokens_per_batch),
@@ -182,17 +181,12 @@ def key_statistics(
             statistics.tokens_per_text,
             statistics.max_length,
         ),
-        _statistics_cache(config),
+        statistics.cache,
         held_out=token_count(loaded, editor.layers, None, editor.held_out_per_dimension),
         tokens_per_batch=statistics.tokens_per_batch,
         precision=dtype_named(statistics.precision),
         fingerprint=fingerprint,
     )
-
-
-def _statistics_cache(config: Config) -> Path:
-    own = config.statistics.cache
-    return default_cache_dir() if own is None else Path(own).expanduser()
 
 
 def given_moments(config: Config, loaded: LoadedModel) -> dict[str, str]:

@@ -32,6 +32,16 @@ from sphere_bench.models.loading import LoadedModel, wrap_model
 TOKENIZER = Path(__file__).parent / "golden" / "tiny-llama"
 VOCABULARY = 1000
 LAYERS = 4
+# Prefixes of 7, 1, 0, 0 and 9 tokens, so that some rows of padded prefixes see nothing; suffixes of
+# 2, 2, 4, 1 and 3.
+ROWS = [
+    [5, 6, 7, 8, 9, 10, 11, 12, 13],
+    [20, 21, 22],
+    [30, 31, 32, 33],
+    [44],
+    [5, 6, 7, *range(50, 59)],
+]
+STARTS = [7, 1, 0, 0, 9]
 
 _COMMON = {
     "vocab_size": VOCABULARY,

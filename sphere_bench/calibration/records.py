@@ -47,9 +47,10 @@ def keep_out(config: CalibrateConfig) -> KeptOut:
     first = len(dataset.records) - count if start is None else start
     records = dataset.records[max(first, 0) : first + count]
     if len(records) < count:
+        behind = "" if start is None else f", calibration.start={start}"
         raise SphereBenchError(
-            f"calibration.records={count}, calibration.start={start}: {config.dataset.name} holds "
-            f"{len(dataset.records)} records; lower them"
+            f"calibration.records={count}{behind}: {config.dataset.name} holds "
+            f"{len(dataset.records)} records: ask for fewer"
         )
     last = first + count == len(dataset.records)
     return KeptOut(replace(dataset, records=records), first, last)

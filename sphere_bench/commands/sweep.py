@@ -64,12 +64,14 @@ class JobRecords(Callback):
 
     def on_job_start(self, config: "DictConfig", **kwargs: Any) -> None:
         """Note that the job runs, on a card of its own where the machine has several."""
-        if self._folder is not None and os.getpid() != self._sweep:
-            _choose_card(config.hydra.job.num, config.get("device", "auto"))
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self._folder / f"{config.hydra.job.num}.lock")
-            self._lock.acquire()
+        if self._folder is None:
+            return
+        number = config.hydra.job.num
+        if os.getpid() != self._sweep:
+            _choose_card(number, config.get("device", "auto"))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self._folder / f"{number}.lock")
+        self._lock.acquire()
 
     def on_job_end(self, config: "DictConfig", job_return: "JobReturn", **kwargs: Any) -> None:
         """Note how the job ended."""

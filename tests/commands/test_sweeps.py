@@ -236,12 +236,13 @@ def test_a_sweeper_gets_the_failure_of_a_job(sweep: Sweep) -> None:
     assert "of 2 jobs failed: job 0: seed 1 brings bad luck" in result.stderr.splitlines()[-1]
 
 
-def test_runs_of_a_model_are_made_side_by_side(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_runs_of_a_model_are_made_side_by_side(launcher: str, tmp_path: Path) -> None:
     few = ("experiment=smoke", "model.values.steps=1", "evaluation.seen=1")
     result = subprocess.run(
         [
             *(sys.executable, "-m", "sphere_bench", "run", "-m"),
-            *(*LAUNCHERS["joblib"], *few, "sphere.alpha=0.5,7"),
+            *(*LAUNCHERS[launcher], *few, "sphere.alpha=0.5,7"),
         ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

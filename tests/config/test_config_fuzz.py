@@ -112,7 +112,7 @@ def up_to_the_model(config: Config) -> None:
     build_dataset(config)
 
 
-@fuzz(30)
+@fuzz(40)
 @given(choices=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=2))
 def test_any_value_of_any_key(choices: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sphere_bench.commands.run, "run", up_to_the_model)

@@ -156,7 +156,7 @@ def test_all_prompts_of_a_single_request_go_through_one_forward_an_iteration() -
 def test_values_through_layers_in_bfloat16_end_at_the_same_loss(golden: Golden) -> None:
     final = []
     for precision in (None, torch.bfloat16):
-        settings = replace(golden.values, precision=precision, steps=8)
+        settings = replace(golden.values, precision=precision)
         solved = solve_target_values(
             golden.loaded, golden.requests, LAYERS[-1], golden.contexts, settings, TOKENS
         )

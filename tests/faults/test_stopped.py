@@ -40,10 +40,8 @@ def test_the_first_lets_the_step_end_and_saves_it(
     reference("memit").assert_completed(tmp_path / "run")
 
 
-# The handler of both signals is the same.
-@pytest.mark.parametrize(
-    "place, number", [*((place, signal.SIGINT) for place in PLACES), ("solve", signal.SIGTERM)]
-)
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("place", PLACES)
 def test_the_second_abandons_the_step(
     nursery: Nursery,
     reference: Callable[[str], Reference],

@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = (
     "edits.total=36",
     "edits.batch_size=18",
+    "model.values.steps=3",
+    "evaluation.seen=4",
+    "evaluation.first=4",
     "checkpoint.every=1",
     "device=cpu",
 )
@@ -54,25 +57,32 @@ if os.environ.get("RANK") == "1":
 """
 
 
-def test_two_and_three_processes_make_the_tables_of_one_and_one_of_them_may_die(
+def test_two_and_three_processes_make_the_tables_of_one(nursery: Nursery, tmp_path: Path) -> None:
+    assert nursery.run(tmp_path / "1", *SETTINGS).code == 0
+    for processes in (2, 3):
+        root = tmp_path / str(processes)
+        ended = nursery.run_shared(processes, root, *SETTINGS)
+        assert ended.code == 0, ended.output
+        assert_same_tables(root / "run", tmp_path / "1" / "run")
+        assert ended.output.count("tables: ") == 1  # one of them makes the run
+        assert [path.name for path in root.iterdir()] == ["run"]
+    again = nursery.run_shared(2, tmp_path / "2", *SETTINGS)
+    assert again.code == 0 and "already done" in again.output
+
+
+def test_a_process_that_dies_ends_the_run_and_it_can_go_on(
     nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert nursery.run(tmp_path / "alone", *SETTINGS).code == 0
     (tmp_path / "sitecustomize.py").write_text(DYING)
-    root = tmp_path / "shared"
-    monkeypatch.setenv("ROOT", str(root))
-    # Two processes make the first step, and three the second, as the checkpoint shows.
-    died = torchrun(2, root, path=tmp_path)
+    monkeypatch.setenv("ROOT", str(tmp_path))
+    died = torchrun(2, tmp_path, path=tmp_path)
     assert died.returncode != 0
     assert "run the same command again to go on" in died.stderr
-    assert Checkpoints(root / "run" / "checkpoints").steps() == [1]
-    ended = nursery.run_shared(3, root, *SETTINGS)
-    assert ended.code == 0, ended.output
-    assert_same_tables(root / "run", tmp_path / "alone" / "run")
-    assert ended.output.count("tables: ") == 1  # one of them makes the run
-    assert [path.name for path in root.iterdir()] == ["run"]
-    again = nursery.run_shared(2, root, *SETTINGS)
-    assert again.code == 0 and "already done" in again.output
+    assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1]
+    ended = torchrun(2, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert nursery.run(tmp_path / "alone", *SETTINGS).code == 0
+    assert_same_tables(tmp_path / "run", tmp_path / "alone" / "run")
 
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])

@@ -9,7 +9,7 @@ from sphere_bench.models.loading import LoadedModel, load_model
 from sphere_bench.models.replay.packed import PackedBatch
 from sphere_bench.models.replay.suffix import SuffixBatch
 from tests.gpu.conftest import Hold
-from tests.tiny_models import TOKENIZER, VOCABULARY
+from tests.tiny_models import ROWS, STARTS, TOKENIZER, VOCABULARY
 
 pytestmark = pytest.mark.gpu
 
@@ -26,15 +26,6 @@ SHAPE = {
     "initializer_range": 0.2,
 }
 LAYER = 1
-# Prefixes of 7, 1, 0, 0 and 9 tokens, so that some rows of the padded prefixes see nothing.
-ROWS = [
-    [5, 6, 7, 8, 9, 10, 11, 12, 13],
-    [20, 21, 22],
-    [30, 31, 32, 33],
-    [44],
-    [5, 6, 7, *range(50, 59)],
-]
-STARTS = [7, 1, 0, 0, 9]
 BACKENDS = {
     "math": SDPBackend.MATH,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,

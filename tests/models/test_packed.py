@@ -12,18 +12,9 @@ from sphere_bench.models.precision import with_layers_in
 from sphere_bench.models.replay.packed import PackedBatch, takes_packed_tokens
 from sphere_bench.models.replay.prefixes import Stems
 from sphere_bench.models.replay.suffix import SuffixBatch
-from tests.tiny_models import CONFIGS, tiny_model
+from tests.tiny_models import CONFIGS, ROWS, STARTS, tiny_model
 
 LAYER = 1
-# Prefixes of 7, 1, 0, 0 and 9 tokens, suffixes of 2, 2, 4, 1 and 3.
-ROWS = [
-    [5, 6, 7, 8, 9, 10, 11, 12, 13],
-    [20, 21, 22],
-    [30, 31, 32, 33],
-    [44],
-    [5, 6, 7, *range(50, 59)],
-]
-STARTS = [7, 1, 0, 0, 9]
 STEMS, OWNERS = [[5, 6, 7], []], [0, 1, 1, 1, 0]
 PADDED = {"gptj", "gpt_neo", "bloom", "mpt", "falcon", "falcon_alibi", "falcon_40b"}
 

@@ -59,7 +59,7 @@ class CachedStatistics:
         fingerprint: str | None = None,
     ) -> None:
         self.loaded, self.layers, self.text, self.held_out = loaded, layers, text, held_out
-        self.place = default_cache_dir() if folder is None else Path(folder).expanduser()
+        self.place = cache_folder(folder)
         self._tokens_per_batch = tokens_per_batch
         self._precision = precision
         self._fingerprint = fingerprint
@@ -160,6 +160,11 @@ class CachedStatistics:
                 "give a folder that can be written"
             ) from error
         return found
+
+
+def cache_folder(own: str | Path | None = None) -> Path:
+    """``own``; if it is ``None``, :func:`default_cache_dir`."""
+    return default_cache_dir() if own is None else Path(own).expanduser()
 
 
 def default_cache_dir() -> Path:
