@@ -88,7 +88,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 def tiny_model(architecture: str, seed: int = 0) -> LoadedModel:
     """A random float32 model of the architecture, with the golden models' tokenizer."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    # A copy: a test that changes its model's configuration changes no other test's.
+    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[architecture]))
     # Freshly initialised weights are so small that every position says nearly the same.
     for parameter in model.parameters():
         if parameter.dim() > 1:

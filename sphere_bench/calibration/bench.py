@@ -97,7 +97,7 @@ class Bench:
         weights = setup.weights
         try:
             editing = GivenValues(setup, make_object(editor.method["solver"]), given)
-            pipeline = build_pipeline(replace(self.config, editor=editor), editing, setup)
+            pipeline = build_pipeline(self._config_of(editor), editing, setup)
             pipeline.edit([record.request for record in self.dataset.records[:records]])
             drifts = [weights.drift(layer) for layer in weights.layers]
             return Trial(setting, records, self._scores(records, sum(drifts) / len(drifts)))
@@ -123,13 +123,19 @@ class Bench:
         method = {**editor.method, "solver": {**editor.method["solver"], **numbers}}
         return replace(editor, layers=list(setting.layers), method=method)
 
+    def _config_of(self, editor: EditorConfig) -> CalibrateConfig:
+        """The configuration with another editor, and with its alpha unless one was asked for."""
+        sphere = self.config.sphere
+        if sphere.alpha == self.config.editor.sphere.alpha:
+            sphere = replace(sphere, alpha=editor.sphere.alpha)
+        return replace(self.config, editor=editor, sphere=sphere)
+
     def _setup_of(self, editor: EditorConfig) -> EditingSetup:
         """The setup of an editor's layers, its second moments read."""
         asked = (editor.name, editor.layers)
         if self._setup is None or self._setup[0] != asked:
             self._setup = None
-            config = replace(self.config, editor=editor)
-            setup = build_setup(config, self.loaded, self.dataset, self._contexts)
+            setup = build_setup(self._config_of(editor), self.loaded, self.dataset, self._contexts)
             moments, held_out = setup.second_moments(), setup.held_out_moments()
             setup = replace(
                 setup, second_moments=lambda: moments, held_out_moments=lambda: held_out

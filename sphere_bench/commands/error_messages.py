@@ -12,6 +12,12 @@ from sphere_bench.files import FULL, no_room
 
 DEBUG = "SPHERE_BENCH_DEBUG"
 INTERNAL_ERROR, USER_ERROR = 1, 2
+# What OmegaConf says of a value, and the kind of value that the key takes.
+_KINDS = {
+    "could not be converted to Integer": "a whole number",
+    "could not be converted to Float": "a number",
+    "is not a valid bool": "true or false",
+}
 
 
 def complain(error: Exception, where: str = "") -> int:
@@ -77,6 +83,9 @@ def _explain_value(error: Any) -> str | None:
     if isinstance(error, MissingMandatoryValue):
         return f"{key} is missing: set it"
     reason = re.sub(r"^While dereferencing interpolation '.*?': ", "", str(error).splitlines()[0])
+    for problem, kind in _KINDS.items():
+        if problem in reason and (value := re.match(r"Value '(.*?)' (?:of type|is)", reason)):
+            return f"{key}={value[1]}: must be {kind}"
     return f"{key}: {reason}"
 
 
@@ -90,7 +99,7 @@ def _explain_composition(error: Any) -> str | None:
             return str(error.__cause__)
         target = re.match(r"Error locating target '([^']*)'", message)
         if target:
-            return f"_target_: {target[1]} cannot be found: {error.__cause__}"
+            return f"_target_: {target[1]} {_why_not_found(error)}"
         # With a cause it is the target itself that failed.
         return None if error.__cause__ else message
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -110,6 +119,18 @@ def _explain_composition(error: Any) -> str | None:
     if override := re.match(r"Could not override '([^']*)'", message):
         return _no_key(override[1], error.__cause__)
     return message
+
+
+def _why_not_found(error: BaseException) -> str:
+    """What the import of a target says, without Hydra's words around it."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, SyntaxError):
+        return f"cannot be imported: {cause.filename}, line {cause.lineno}: {cause.msg}"
+    if isinstance(cause, ImportError | AttributeError):
+        return f"cannot be found: {cause}"
+    return f"cannot be imported: {type(cause).__name__}: {cause}"
 
 
 def _no_key(key: str, cause: BaseException | None = None) -> str:

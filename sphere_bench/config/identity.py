@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sphere_bench.config.target_arguments import find_target
+
 # Keys, and nodes with all their keys: where a run happens, ends, is kept and is watched. The
 # contents of the model, of the dataset and of given statistics decide, and their fingerprints are
 # recorded.
@@ -195,10 +197,8 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def _sources(target: str) -> list[Path]:
-    from hydra.utils import get_object
-
     try:
-        found = get_object(target)
+        found = find_target(target)
     except Exception:  # a module that is not ours may fail in any way
         return []
     named = target

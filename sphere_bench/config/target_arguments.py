@@ -1,6 +1,7 @@
 """Objects of the configuration: their arguments checked early, and the objects made."""
 
 import inspect
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
@@ -42,10 +43,8 @@ def check_arguments(node: Mapping[str, Any], key: str, given: int = 0) -> None:
     Raises:
         SphereBenchError: an argument is unknown, missing or of another type.
     """
-    from hydra.utils import get_object
-
     try:
-        target = get_object(node["_target_"])
+        target = find_target(node["_target_"])
         parameters = list(inspect.signature(target).parameters.values())[given:]
     except Exception:
         return
@@ -71,6 +70,19 @@ def check_arguments(node: Mapping[str, Any], key: str, given: int = 0) -> None:
             if isinstance(each, Mapping):
                 place = f".{index}" if isinstance(value, list) else ""
                 check_arguments(each, f"{key}.{name}{place}")
+
+
+def find_target(name: str) -> Any:
+    """The class or function that a ``_target_`` names.
+
+    Raises:
+        Exception: there is none, or whatever its module raises.
+    """
+    from hydra import utils
+
+    # It also logs what it raises.
+    utils.log.setLevel(logging.CRITICAL)
+    return utils.get_object(name)
 
 
 def make_object(node: Mapping[str, Any], *given: object) -> Any:

@@ -80,7 +80,8 @@ def _choose_format(raw: Sequence[Any], formats: Sequence[Format], asked: str, pl
             names = ", ".join(map(quote, raw[0])) if isinstance(raw[0], Mapping) else ""
             raise SphereBenchError(
                 f"{place}: record 0 has {f'the fields {names}' if names else 'no fields'}: "
-                f"of none of the formats {', '.join(known.name for known in formats)}"
+                f"of none of the formats {', '.join(known.name for known in formats)} more than of "
+                "another; with dataset.format=NAME you are told what is missing"
             )
         return detected
     if detected is not None and detected.name != asked:

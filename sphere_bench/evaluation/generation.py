@@ -79,10 +79,16 @@ class Generation:
         names = [*(kind.metric for kind in self.setup.dataset.kinds), metrics.SCORE]
         columns = [
             Column(
-                f"{name}_{MEASURE}", "real", _meaning(name), "%", metric=name, measure=MEASURE
+                f"{name}_{MEASURE}",
+                "real",
+                _meaning(name),
+                "%",
+                metric=name,
+                measure=MEASURE,
+                shown=name == names[0],
             )
             for name in names
-        ]  # fmt: skip
+        ]
         return Declared(scope=tuple(columns), tables=(GENERATIONS,))
 
     def measure(self, moment: Moment) -> Findings:

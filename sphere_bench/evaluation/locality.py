@@ -71,7 +71,12 @@ class Locality:
             far = f"KL(unedited || edited) of the first token behind {kind.name} prompts"
             name = f"{kind.metric}_{AGREEMENT}"
             columns += [
-                Column(name, "real", same, "%", metric=kind.metric, measure=AGREEMENT),
+                Column(
+                    *(name, "real", same, "%"),
+                    metric=kind.metric,
+                    measure=AGREEMENT,
+                    shown=True,
+                ),
                 Column(f"{kind.name}_kl", "real", far, "nats"),
             ]
         return Declared(scope=tuple(columns))

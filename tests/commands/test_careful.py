@@ -12,6 +12,8 @@ from pandas.testing import assert_frame_equal
 
 from sphere_bench.cli import main
 from sphere_bench.evaluation import harness
+from sphere_bench.run_folder.folder import RunFolder
+from sphere_bench.run_folder.summary import summarize
 from tests.run_tables import assert_same_tables, table, without_times
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +73,14 @@ def test_every_step_has_the_abilities_of_the_tiny_world(
     assert (table(careful, "steps")["seconds_ability"] > 0).all()
     assert main(["report", str(careful)]) == 0
     assert "General ability, its mean change" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_table_that_ends_the_run_shows_answers_and_agreement(careful: Path) -> None:
+    header, *rows = summarize(RunFolder(careful)).splitlines()[1:-1]
+    shown = ["efficacy", "he_ratio", "efficacy_generation", "specificity_agreement"]
+    assert set(header.split()) >= set(shown)
+    agreement = header.split().index("specificity_agreement")
+    assert rows[0].split()[agreement] == "100.0"
 
 
 def test_without_lm_eval_it_says_so_in_one_line_and_goes_on(

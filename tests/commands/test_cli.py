@@ -95,7 +95,13 @@ WRONG = {
     "sweep without -m": (["run", "seed=0,1"], "seed=0,1 has several values: add --multirun"),
     "missing interpolation": (["run", "seed=${sed}"], "seed: Interpolation key 'sed' not found"),
     "deleted key": (["run", "~sphere.eta"], "sphere.eta is missing: set it"),
-    "wrong type": (["run", "edits.total=many"], "edits.total: Value 'many' .*Integer"),
+    "wrong type": (["run", "edits.total=many"], "edits.total=many: must be a whole number"),
+    "no number": (["run", "sphere.alpha=high"], "sphere.alpha=high: must be a number"),
+    "no truth": (["run", "edits.shuffle=maybe"], "edits.shuffle=maybe: must be true or false"),
+    "no target": (
+        ["run", "editor.method._target_=foo.Bar"],
+        "_target_: foo.Bar cannot be found: No module named 'foo'",
+    ),
     "out of range": (["run", "sphere.alpha=1.5"], r"sphere.alpha=1.5: must be between 0 and 1"),
     "batch too large": (["run", "edits.batch_size=999"], "edits.batch_size=999 is larger than"),
     "unknown device": (["run", "device=fpu"], "device=fpu: must be one of auto, cpu, cuda"),
@@ -180,6 +186,27 @@ def test_a_key_that_only_the_schema_knows_can_be_set(sphere_bench_in, tmp_path):
     wrong = sphere_bench_in("run", "--config-dir", "mine", "model=mine", "model.dtpye=bfloat16")
     assert wrong.returncode == 2
     assert "no key 'model.dtpye': did you mean 'model.dtype'?" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("class Mine(:\n", r"\S+/broken\.py, line 1: invalid syntax"),
+        ("raise ValueError('no\\ngood')\n", "ValueError: no good"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_reported_once(
+    source, problem, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine" / "broken.py", source)
+    editor = "defaults: [_base, _self_]\nname: broken\nmethod:\n  _target_: broken.Mine\n"
+    write(tmp_path / "mine" / "editor" / "broken.yaml", editor)
+    assert cli.main(["run", "--config-dir", "mine", "editor=broken"]) == 2
+    assert re.fullmatch(
+        f"sphere-bench: error: _target_: broken.Mine cannot be imported: {problem}\n",
+        capfd.readouterr().err,
+    )
 
 
 def test_a_folder_of_runs_is_not_a_folder_of_options(sphere_bench_in, tmp_path):

@@ -97,6 +97,10 @@ def test_impossible_choices_are_named(facts: str, choices: dict[str, Any], probl
     [
         ([fact(0), fact(1), fact(0)], "record 2: field 'case_id' is '0', as in record 0"),
         ([{"question": "?"}], "record 0 has the fields 'question': of none of the formats count"),
+        (
+            [{"prompt": "x y", "subject": "x", "ground_truth": "z", "target": "y"}],
+            "of none of the formats .* more than of another; with dataset.format=NAME you are told",
+        ),
         ([{"subject": "x"}], "record 0 has the fields 'subject': of none of the formats count"),
         ([5], "record 0 has no fields"),
         ([{}], "record 0 has no fields"),
