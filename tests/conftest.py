@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 
 import pytest
-from hydra._internal.hydra import Hydra
+
+from tests.fast import hurry
 
 # Only `pytest -m gpu` sees the GPUs. This names another device for its tests, such as `cpu`, to see
 # that they are sound where there is no GPU.
@@ -28,8 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # The workers of pytest-xdist share the cores already.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.pop("SPHERE_BENCH_DEBUG", None)
-    # Hydra composes the whole configuration once more to read `hydra.mode`, which no test sets.
-    Hydra.get_mode = lambda *arguments, **keywords: None  # type: ignore[method-assign]
+    hurry()
     if not _for_gpus(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

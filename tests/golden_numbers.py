@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,9 +82,14 @@ def load_golden(name: str, device: str = "cpu") -> Golden:
 
 def _numbers(stem: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The figures and the arrays of one set."""
-    with np.load(stem.with_suffix(".npz")) as arrays:
-        tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+    tensors = {key: array.clone() for key, array in _arrays(stem.with_suffix(".npz")).items()}
     return json.loads(stem.with_suffix(".json").read_text()), tensors
+
+
+@cache
+def _arrays(file: Path) -> dict[str, Tensor]:
+    with np.load(file) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:

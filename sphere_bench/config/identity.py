@@ -25,6 +25,7 @@ REFERRED = (
     *(f"dataset.{name}" for name in ("path", "url", "format", "split", "target")),
     *("evaluation.every", "perplexity", "energy"),
 )
+_INDECISIVE = tuple(f"{node}." for node in (*_ELSEWHERE, *REFERRED))
 # What decides how second moments are computed, and nothing where they are given.
 _COMPUTED = (
     *(f"statistics.{name}" for name in ("corpus", "tokens", "tokens_per_text", "order")),
@@ -61,8 +62,7 @@ def is_within(key: str, node: str) -> bool:
 
 def is_decisive(key: str) -> bool:
     """Whether a dotted key can decide a run's results, whatever the other keys are."""
-    elsewhere = any(is_within(key, each) for each in (*_ELSEWHERE, *REFERRED))
-    return not elsewhere and key.rpartition(".")[2] not in _CUT
+    return not f"{key}.".startswith(_INDECISIVE) and key.rpartition(".")[2] not in _CUT
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the whole resolved configuration as plain containers.
     """
     flat = flatten(config)
-    without = [*_inactive(flat), *_named_files(flat)]
+    without = tuple(f"{node}." for node in (*_inactive(flat), *_named_files(flat)))
     return {
         key: value
         for key, value in flat.items()
-        if is_decisive(key) and not any(is_within(key, each) for each in without)
+        if is_decisive(key) and not f"{key}.".startswith(without)
     }
 
 

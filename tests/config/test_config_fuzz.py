@@ -54,7 +54,7 @@ EXTREME = {
     "editor=ultraedit editor.method.learning_rate=nan": "learning_rate=nan: must be a number",
     "editor=rome model.editors.rome.values.learning_rat=1": "no key 'model.editors.rome.values."
     "learning_rat': did you mean 'model.editors.rome.values.learning_rate'?",
-    "editor=rome model.editors.rome.values.steps=x": "editor.values.steps=x: must be a whole number",
+    "editor=rome model.editors.rome.values.steps=x": "values.steps=x: must be a whole number",
     "editor=emmet model.editors.emmet.layers=[0.5]": "editor.layers=[0.5]: must be a rising list",
     "editor=emmet model.editors.emmet.second_moment_weight=x": "weight=x: must be a number",
     "editor=emmet editor.method.second_moment_weight=0": "weight=0: must be a number greater",

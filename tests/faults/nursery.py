@@ -23,6 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.fast import hurry
+
 IMPORTS = (
     "sphere_bench.run_folder.checkpoints",
     "sphere_bench.build",
@@ -34,11 +36,13 @@ IMPORTS = (
     "sphere_bench.run_folder.summary",
     "transformers.models.gpt2.modeling_gpt2",
 )
+COMPOSED: dict[tuple[str, ...], Any] = {}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def serve() -> None:
     """Answer requests until there are no more."""
+    hurry()
     for name in IMPORTS:
         importlib.import_module(name)
     warm_up()
@@ -83,6 +87,8 @@ def answer(
     """
     with tempfile.TemporaryFile() as output:
         started = time.monotonic()
+        if roots is not None:
+            composed(arguments)  # for all children
         teams = team(processes) if processes > 1 else [{}]
         children = [born(arguments, faults, roots, output.fileno(), each) for each in teams]
         pid = children[0]
@@ -138,18 +144,27 @@ def live(arguments: list[str], faults: dict[str, Any], roots: list[str] | None) 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, parameters in faults.items():
         FAULTS[name](**parameters)
-    code = main(arguments) if roots is None else run_each(arguments[1:], roots)
+    code = main(arguments) if roots is None else run_each(arguments, roots)
     sys.stdout.flush()
     sys.stderr.flush()
     return code
 
 
-def run_each(overrides: list[str], roots: list[str]) -> int:
-    """Make a run in each root; the exit code is 1 once one of them fails."""
-    from sphere_bench.commands.run import run
+def composed(arguments: list[str]) -> Any:
+    """The configuration of the arguments, composed once for all roots."""
     from sphere_bench.config.composition import compose_config
 
-    config = compose_config(overrides)
+    key = tuple(each for each in arguments[1:] if not each.startswith("run.root="))
+    if key not in COMPOSED:
+        COMPOSED[key] = compose_config(key)
+    return COMPOSED[key]
+
+
+def run_each(arguments: list[str], roots: list[str]) -> int:
+    """Make a run in each root; the exit code is 1 once one of them fails."""
+    from sphere_bench.commands.run import run
+
+    config = composed(arguments)
     for root in roots:
         try:
             run(replace(config, run=replace(config.run, root=root)))

@@ -102,8 +102,11 @@ def test_again_and_again(
     recorded = -1
     for _ in range(6):
         change = chance.randrange(len(whole.changes) // 3)
-        if kill(nursery, tmp_path, editor, change) == 0:
+        fault = {"change": change, "number": signal.SIGKILL}
+        end = nursery.run_each([tmp_path], f"editor={editor}", signal_before_change=fault)
+        if end.code == 0:
             break
+        assert end.code == KILLED, end.output
         recorded = whole.assert_nothing_lost(tmp_path / "run", at_least=recorded)
     assert nursery.run_each([tmp_path], f"editor={editor}").code == 0
     whole.assert_completed(tmp_path / "run")

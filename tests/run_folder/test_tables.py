@@ -121,8 +121,7 @@ def test_a_table_of_lists_has_rows_for_the_steps_that_have_some(tmp_path):
     assert math.isnan(frame["x"][0][1])
 
 
-def test_a_thousand_steps_leave_fewer_than_forty_files_and_lose_no_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # minutes of waiting otherwise
+def test_a_thousand_steps_leave_fewer_than_forty_files_and_lose_no_row(tmp_path):
     tables = [table for table in TABLES if table.name in ("steps", "cases")]
     recorder = Recorder(RunFolder(tmp_path), tables, RUN)
     for step in range(1001):
