@@ -82,7 +82,9 @@ def validate(
     """
     if overrides is None:
         overrides = OmegaConf.select(composed, "hydra.overrides.task") or []
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    own = composed
+    if "hydra" in composed:
+        own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     check_model_numbers(own)
     merged = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(schema), own))
     config = cast(Config, OmegaConf.to_object(merged))
