@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +20,7 @@ from sphere_bench.config.composition import (
     write_config,
 )
 from sphere_bench.config.schema import Config
+from sphere_bench.data.configured import build_dataset
 from sphere_bench.errors import SphereBenchError
 
 OPTIONS = [
@@ -57,6 +59,18 @@ def targets(node: Any) -> Iterator[str]:
     if isinstance(node, list):
         for child in node:
             yield from targets(child)
+
+
+def test_records_of_ones_own_are_all_edited(tmp_path):
+    file = tmp_path / "facts.json"
+    fact = {"target_new": "Peru", "ground_truth": "Chad"}
+    cities = [f"City{number}." for number in range(12)]
+    facts = [{**fact, "prompt": f"{city} is in", "subject": city} for city in cities]
+    file.write_text(json.dumps(facts))
+    dataset = build_dataset(typed("dataset=records", f"dataset.path={file}"))
+    assert [record.request.subject for record in dataset.records] == cities
+    with pytest.raises(SphereBenchError, match=r"set dataset\.path=<file>"):
+        build_dataset(typed("dataset=records"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
