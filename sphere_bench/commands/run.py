@@ -77,14 +77,11 @@ def run(config: Config) -> float | None:
     found = continuation(config, folder)
     if found.resumes and folder.config_file.exists():
         check_unedited(folder.config_file, folder.provenance()["config"])
-    if has_ended(config, found):
-        progress = folder.progress()
-        assert progress is not None
-        print(f"already done on {progress.updated_at}, nothing computed")
-    else:
+    earlier, made = folder.progress(), 0
+    if not has_ended(config, found):
         try:
             with folder.locked():
-                make(config, found)
+                made = make(config, found)
         except FolderInUseError as error:
             if config.run.on_locked == "error":
                 raise
@@ -94,6 +91,8 @@ def run(config: Config) -> float | None:
             # Here for the log file: the command line reports it as well.
             logger.info("ended by %s: %s", type(error).__name__, error)
             raise
+    if earlier is not None and not made:
+        print(f"already done on {earlier.updated_at}, nothing computed")
     print(summarize(folder))
     check_objective(config.objective.metric, folder.provenance()["columns"])
     return objective(folder, config.objective.metric, config.objective.scope)
@@ -148,8 +147,12 @@ def stamps(config: Config) -> dict[str, Any]:
     }
 
 
-def make(config: Config, found: Continuation) -> None:
-    """Make the run or what is left of it; its folder stays as it is until everything is loaded."""
+def make(config: Config, found: Continuation) -> int:
+    """Make the run or what is left of it; its folder stays as it is until everything is loaded.
+
+    Returns:
+        How many steps were made.
+    """
     # Torch and transformers take seconds to import: only a run that has work needs them.
     from sphere_bench import build
     from sphere_bench.editing.prompts import check_prompts_fit
@@ -220,7 +223,7 @@ def make(config: Config, found: Continuation) -> None:
         else:
             folder.begin(facts)
         write_config(config, folder.config_file)
-        stream.run()
+        return stream.run()
 
 
 def _of_run(config: Config, folder: RunFolder) -> dict[str, object]:

@@ -88,31 +88,35 @@ class SequentialRun:
         self.early_stopping = EarlyStopping(settings.collapse)
         self._recorded = -1  # by earlier processes
 
-    def run(self) -> None:
+    def run(self) -> int:
         """Make every step that is not on disk yet.
 
         SIGINT and SIGTERM let the step end, and save a checkpoint; a second one abandons the step.
+
+        Returns:
+            How many steps were made, the unedited model's among them.
 
         Raises:
             KeyboardInterrupt: the run was stopped; what is recorded stays, and the same run made
                 again goes on from its latest checkpoint.
             SphereBenchError: a batch could not be edited; the same holds.
         """
-        stop = StopRequest()
+        stop, made = StopRequest(), 0
         with handled_by(stop):
             try:
-                self._run(stop)
+                made = self._run(stop)
             except SphereBenchError as error:
                 if stop.number is None:
                     raise
                 logger.error("%s", error)
         if stop.number is not None:
             raise Stopped(stop.number)
+        return made
 
-    def _run(self, stop: StopRequest) -> None:
+    def _run(self, stop: StopRequest) -> int:
         if (device := self.weights.device).type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        step = self._resume()
+        first = step = self._resume()
         collapsed = self.early_stopping.resume(self.recorder.folder, step)
         with ProgressBar(self.measurer.scopes, self.measurer.tables, step) as progress:
             try:
@@ -129,10 +133,11 @@ class SequentialRun:
                     self._recorded = step
                     self.recorder.rewind(step)
                     self.recorder.write_progress(self._progress(step, state))
-                    return
+                    return step - first
                 if step and not self._checkpoint_due(step):
                     self._save_checkpoint(step)
                 self.recorder.write_progress(self._progress(step, "interrupted"))
+                return step - first
             except (KeyboardInterrupt, SphereBenchError):
                 self._note_interruption()
                 raise

@@ -1,6 +1,7 @@
 """A run that goes on with more records, that lost files, or whose sources are others."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pandas
 import pytest
 
 from sphere_bench.cli import main
+from sphere_bench.run_folder import table_files, tables
 from sphere_bench.run_folder.checkpoints import Checkpoints
 from sphere_bench.run_folder.folder import RunFolder
 from tests.run_tables import TABLES, assert_same_tables, table
@@ -74,10 +76,20 @@ def test_what_is_there_is_not_made_again(
 ) -> None:
     assert run(tmp_path, "edits.total=4") == 0
     before = table(tmp_path / "run", "steps")
+    said = capsys.readouterr()
+    for line in (
+        "step 0/2, 0/4 edits, efficacy ",
+        "step 1/2, 2/4 edits, ",
+        "step 2/2, 4/4 edits, ",
+    ):
+        assert f"sphere-bench: {line}" in said.err
+    assert " s an edit, 0 min left" in said.err and "already done" not in said.out
     assert run(tmp_path, "edits.total=8") == 0
     after = table(tmp_path / "run", "steps")
     pandas.testing.assert_frame_equal(after[after["step"] <= 2], before)  # times included
-    assert "step 1/4" not in capsys.readouterr().err.split("step 2/2")[-1]
+    said = capsys.readouterr()
+    assert re.findall(r"step \d/\d", said.err) == ["step 3/4", "step 4/4"]
+    assert "already done" not in said.out
 
 
 def test_a_smaller_total_takes_nothing_back(
@@ -132,6 +144,37 @@ def test_rows_that_are_lost_are_made_again_in_a_finished_run_too(
     assert_same_tables(tmp_path / "run", whole("edits.total=8"))
 
 
+def test_a_gap_behind_a_checkpoint_is_made_again_from_there(
+    whole: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (table_files, tables):
+        monkeypatch.setattr(module, "STEPS_A_PART", 2)
+    assert run(tmp_path, "edits.total=8", "checkpoint.keep=3") == 0
+    folder = RunFolder(tmp_path / "run")
+    folder.part("cases", 4).unlink()  # of step 4
+    capsys.readouterr()
+    assert run(tmp_path, "edits.total=8", "checkpoint.keep=3") == 0
+    said = capsys.readouterr().err
+    assert "lacks rows from step 4 on" in said
+    # The checkpoint before the gap is that of step 2.
+    assert re.findall(r"step \d/\d", said) == ["step 3/4", "step 4/4"]
+    assert_same_tables(tmp_path / "run", whole("edits.total=8"))
+
+
+def test_what_a_reader_of_the_scores_must_know_is_said_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.json"
+    fact = {"prompt": "Rome lies in", "subject": "Rome", "ground_truth": "Chad"}
+    file.write_text(json.dumps([{**fact, "target_new": each} for each in ("Peru", "Cuba")]))
+    assert run(tmp_path, f"dataset.path={file}", "edits.total=null") == 0
+    before, _, _ = capsys.readouterr().err.partition("step 0/1")
+    assert "1 prompt is edited to several targets within a batch" in before
+
+
 def test_a_model_that_was_replaced_under_a_finished_run_is_noticed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +186,9 @@ def test_a_model_that_was_replaced_under_a_finished_run_is_noticed(
     assert run(tmp_path, *command) == 0
     # Copied elsewhere it is the same model, by content.
     shutil.copytree(model, tmp_path / "moved")
+    capsys.readouterr()
     assert run(tmp_path, f"model.path={tmp_path / 'moved'}", "edits.total=2") == 0
+    assert re.search("already done on 20.*, nothing computed", capsys.readouterr().out)
     weights = model / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-4] ^= 1
@@ -167,6 +212,10 @@ def test_a_source_of_ones_own_that_changed_is_shown(
     said = capsys.readouterr().err
     assert "holds another run (sources.halving_of_updates.Half " in said
     assert said.count(" -> ") == 1
+    # Nor are steps of the new source put behind those of the old one.
+    assert run(tmp_path, *mine[:1], "edits.total=4") == 2
+    assert "holds another run (sources.halving_of_updates.Half " in capsys.readouterr().err
+    assert table(tmp_path / "run", "steps")["edits"].max() == 2
 
 
 def test_a_configuration_that_was_edited_by_hand_is_noticed(
