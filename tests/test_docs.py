@@ -11,12 +11,30 @@ from sphere_bench.config.composition import compose_config, known_keys
 from sphere_bench.config.schema import Config
 from sphere_bench.run_folder.folder import RunFolder
 from tests.run_tables import table
+from tests.tiny_models import CONFIGS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (".", "docs", "results", "tests/golden")
 DOCUMENTS = sorted(file for folder in FOLDERS for file in (ROOT / folder).glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 TEST_FILE = re.compile(r"`((?:\w+/)*test_\w+\.py)`")
+
+
+# As the README calls them.
+FAMILIES = {
+    **{"GPT-2": ["gpt2"], "GPT-J": ["gptj"], "GPT-Neo": ["gpt_neo"], "GPT-NeoX": ["gpt_neox"]},
+    **{"Llama": ["llama"], "Mistral": ["mistral"], "Qwen 2 and 3": ["qwen2", "qwen3"]},
+    **{"Phi": ["phi"], "Gemma 1 and 2": ["gemma", "gemma2"], "BLOOM": ["bloom"]},
+    **{"MPT": ["mpt"], "Falcon": ["falcon"], "OPT": ["opt"]},
+}
+
+
+def test_the_readme_names_the_models_that_the_tests_edit() -> None:
+    *others, last = FAMILIES
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert f"Tests hold that {', '.join(others)} and {last} can be edited" in readme
+    tested = {config.model_type for config in CONFIGS.values()}
+    assert {each for types in FAMILIES.values() for each in types} == tested
 
 
 @pytest.mark.parametrize("name", PAGES)
