@@ -67,10 +67,10 @@ def test_records_of_ones_own_are_all_edited(tmp_path):
     cities = [f"City{number}." for number in range(12)]
     facts = [{**fact, "prompt": f"{city} is in", "subject": city} for city in cities]
     file.write_text(json.dumps(facts))
-    dataset = build_dataset(typed("dataset=records", f"dataset.path={file}"))
+    dataset = build_dataset(typed("dataset=own-records", f"dataset.path={file}"))
     assert [record.request.subject for record in dataset.records] == cities
     with pytest.raises(SphereBenchError, match=r"set dataset\.path=<file>"):
-        build_dataset(typed("dataset=records"))
+        build_dataset(typed("dataset=own-records"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
