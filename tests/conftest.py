@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -30,6 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.pop("SPHERE_BENCH_DEBUG", None)
     hurry()
+    # A shell may have started the tests in the background, with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not _for_gpus(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

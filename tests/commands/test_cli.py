@@ -3,6 +3,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -265,6 +266,7 @@ def test_a_closed_terminal_lets_the_step_end_and_saves_it(tmp_path):
     few = ["model.values.steps=1", "edits.batch_size=1", "run.name=run", "evaluation.seen=1"]
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
         os.chdir(tmp_path)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         os.execve(sys.executable, [sys.executable, "-m", "sphere_bench", "run", *few], environment)
