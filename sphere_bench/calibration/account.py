@@ -19,8 +19,14 @@ def account(
         unedited: the scores before all edits.
         found: what was chosen.
     """
-    efficacy, sphere = config.calibration.efficacy, config.sphere
-    projected = f"with SPHERE, alpha {sphere.alpha:g}" if sphere.enabled else "without SPHERE"
+    efficacy = config.calibration.efficacy
+    alphas = [
+        f"{config.sphere_of(editor).alpha:g} for {editor.name}"
+        for editor in (config.editor, config.calibration.null_space_editor)
+    ]
+    projected = "without SPHERE"
+    if config.sphere.enabled:
+        projected = f"with SPHERE, alpha {' and '.join(alphas)}"
     return [
         f"Found by sphere-bench calibrate {__version__}. Optimised: efficacy "
         f"({kept_out.dataset.headline}) of at least {efficacy:g}; of the settings that reach it, "

@@ -124,11 +124,8 @@ class Bench:
         return replace(editor, layers=list(setting.layers), method=method)
 
     def _config_of(self, editor: EditorConfig) -> CalibrateConfig:
-        """The configuration with another editor, and with its alpha unless one was asked for."""
-        sphere = self.config.sphere
-        if sphere.alpha == self.config.editor.sphere.alpha:
-            sphere = replace(sphere, alpha=editor.sphere.alpha)
-        return replace(self.config, editor=editor, sphere=sphere)
+        """The configuration with another editor."""
+        return replace(self.config, editor=editor, sphere=self.config.sphere_of(editor))
 
     def _setup_of(self, editor: EditorConfig) -> EditingSetup:
         """The setup of an editor's layers, its second moments read."""

@@ -25,7 +25,6 @@ REFERRED = (
     *(f"dataset.{name}" for name in ("path", "url", "format", "split", "target")),
     *("evaluation.every", "perplexity", "energy"),
 )
-_INDECISIVE = tuple(f"{node}." for node in (*_ELSEWHERE, *REFERRED))
 # What decides how second moments are computed, and nothing where they are given.
 _COMPUTED = (
     *(f"statistics.{name}" for name in ("corpus", "tokens", "tokens_per_text", "order")),
@@ -65,6 +64,14 @@ def is_decisive(key: str) -> bool:
     return not f"{key}.".startswith(_INDECISIVE) and key.rpartition(".")[2] not in _CUT
 
 
+def _beginnings(nodes: Iterable[str]) -> tuple[str, ...]:
+    """What ``key + "."`` begins with where a key is one of the nodes or lies below it."""
+    return tuple(f"{node}." for node in nodes)
+
+
+_INDECISIVE = _beginnings((*_ELSEWHERE, *REFERRED))
+
+
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of a configuration decides a run's results, as dotted keys.
 
@@ -76,7 +83,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the whole resolved configuration as plain containers.
     """
     flat = flatten(config)
-    without = tuple(f"{node}." for node in (*_inactive(flat), *_named_files(flat)))
+    without = _beginnings((*_inactive(flat), *_named_files(flat)))
     return {
         key: value
         for key, value in flat.items()
@@ -140,11 +147,11 @@ def corpora(config: Mapping[str, Any]) -> dict[str, str]:
         whoever reads it reports that.
     """
     flat = flatten(config)
-    without = list(_inactive(flat))
+    without = _beginnings(_inactive(flat))
     return {
         key: files_digest(files)
         for key, files in _named_files(flat).items()
-        if files and is_decisive(key) and not any(is_within(key, each) for each in without)
+        if files and is_decisive(key) and not f"{key}.".startswith(without)
     }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.geometry.energy import as_double
-from sphere_bench.geometry.subspace import principal_directions, rank_for_share
+from sphere_bench.geometry.subspace import leading_directions
 
 
 class EditedWeight(NamedTuple):
@@ -76,10 +76,9 @@ class Sphere:
         """U of the weight, [d_in, r]."""
         if self.basis == "current" or weight.layer not in self._directions:
             matrix = weight.pretrained if self.basis == "pretrained" else weight.current
-            principal = principal_directions(matrix, normalize_rows=self.normalize_rows)
-            rank = rank_for_share(principal.eigenvalues, self.eta, self.rank_rule)
-            self.ranks[weight.layer] = rank
-            self._directions[weight.layer] = principal.directions[:, :rank].contiguous()
+            found = leading_directions(matrix, self.eta, self.rank_rule, self.normalize_rows)
+            self.ranks[weight.layer] = found.shape[1]
+            self._directions[weight.layer] = found
         return self._directions[weight.layer]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from sphere_bench.evaluation.columns import Column, Declared
 from sphere_bench.evaluation.probe import Findings, Moment, ProbeSetup
 from sphere_bench.geometry.energy import RowGeometry, row_geometry
-from sphere_bench.geometry.subspace import principal_directions, rank_for_share, share_within
+from sphere_bench.geometry.subspace import leading_directions, share_within
 
 #: Share of the eigenvalues' sum that the principal directions make up, as SPHERE's by default.
 ETA = 0.5
@@ -60,7 +60,8 @@ class Weights:
             for layer, weight in setup.weights.pretrained.items()
         }
         self._principal = {
-            layer: _principal(weight) for layer, weight in setup.weights.pretrained.items()
+            layer: leading_directions(weight, ETA)
+            for layer, weight in setup.weights.pretrained.items()
         }
         # References: a write replaces a weight and changes none.
         self._last = dict(setup.weights.current)
@@ -115,12 +116,6 @@ class Weights:
         if not step:
             return self._unedited[layer]
         return row_geometry(self.weights.current[layer], self.exponent, self.eps)
-
-
-def _principal(weight: Tensor) -> Tensor:
-    """The directions [d_in, r] that SPHERE would suppress in a pretrained weight."""
-    found = principal_directions(weight)
-    return found.directions[:, : rank_for_share(found.eigenvalues, ETA)].contiguous()
 
 
 def _ratio(energy: float, unedited: float) -> float:

@@ -77,6 +77,19 @@ def rank_for_share(eigenvalues: Tensor, eta: float, rule: RankRule = "paper") ->
     return min(int((shares < eta - _SHARE_TOLERANCE).sum()) + 1, len(shares))
 
 
+def leading_directions(
+    weight: Tensor, eta: float, rule: RankRule = "paper", normalize_rows: bool = False
+) -> Tensor:
+    """The principal directions that make up the share ``eta``, [d_in, r]: what SPHERE suppresses.
+
+    Args:
+        weight, normalize_rows: see :func:`principal_directions`.
+        eta, rule: see :func:`rank_for_share`.
+    """
+    directions, eigenvalues = principal_directions(weight, normalize_rows)
+    return directions[:, : rank_for_share(eigenvalues, eta, rule)].contiguous()
+
+
 def energy_share(basis: Tensor, moment: Tensor) -> float:
     """tr(V^T C V) / tr(C): the share of the sum of squares that lies in a subspace.
 

@@ -20,6 +20,7 @@ from sphere_bench.config.composition import (
     write_config,
 )
 from sphere_bench.config.schema import Config
+from sphere_bench.config.schema.calibration import CalibrateConfig
 from sphere_bench.data.configured import build_dataset
 from sphere_bench.errors import SphereBenchError
 
@@ -59,6 +60,17 @@ def targets(node: Any) -> Iterator[str]:
     if isinstance(node, list):
         for child in node:
             yield from targets(child)
+
+
+@pytest.mark.parametrize(
+    ("asked", "alphas"), [([], [0.8, 0.5]), (["sphere.alpha=0.3"], [0.3, 0.3])]
+)
+def test_each_editor_of_a_calibration_has_its_own_alpha(asked, alphas):
+    overrides = ["model.path=bundled", "sphere=paper", *asked]
+    config = validate(compose("calibrate", overrides), overrides, CalibrateConfig)
+    editors = (config.editor, config.calibration.null_space_editor)
+    assert [editor.name for editor in editors] == ["memit", "alphaedit"]
+    assert [config.sphere_of(editor).alpha for editor in editors] == alphas
 
 
 def test_records_of_ones_own_are_all_edited(tmp_path):

@@ -1,11 +1,11 @@
 """What ``sphere-bench calibrate`` searches, and where it writes what it found."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sphere_bench.config.schema import Config
 from sphere_bench.config.schema.checks import check_layers
-from sphere_bench.config.schema.editing import EditorConfig
+from sphere_bench.config.schema.editing import EditorConfig, SphereConfig
 from sphere_bench.errors import (
     SphereBenchError,
     check_above,
@@ -75,6 +75,12 @@ class CalibrateConfig(Config):
 
     calibration: CalibrationConfig
     out: str | None
+
+    def sphere_of(self, editor: EditorConfig) -> SphereConfig:
+        """SPHERE with the editor's own alpha, unless another than MEMIT's was asked for."""
+        if self.sphere.alpha != self.editor.sphere.alpha:
+            return self.sphere
+        return replace(self.sphere, alpha=editor.sphere.alpha)
 
 
 def _check_names(key: str, candidates: list[dict[str, Any]], names: tuple[str, ...]) -> None:
