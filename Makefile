@@ -8,11 +8,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c co
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench gpu gpu-packages mutations lint format types clean
+.PHONY: help run test bench gpu gpu-packages claims claims-check mutations lint format types clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), ARGS='' (for run, test, bench, gpu and mutations)"
+	@echo "Variables: PYTHON=$(PYTHON) (3.10 to 3.13), VENV=$(VENV), ARGS='' (for run, test, bench, gpu, claims and mutations)"
 
 run: $(VENV)/.installed ## run the benchmark on the bundled tiny GPT-2, offline
 	HF_HUB_OFFLINE=1 $(BIN)/sphere-bench run $(ARGS)
@@ -31,6 +31,13 @@ gpu-packages: ## put what `make gpu` needs besides torch into build/gpu-packages
 	rm -rf build/gpu-packages
 	$(PYTHON) -m pip install --disable-pip-version-check -q -c constraints.txt --no-deps --target \
 		build/gpu-packages hydra-core omegaconf antlr4-python3-runtime pytest pluggy iniconfig pygments
+
+claims: $(VENV)/.installed-dev ## answer the three claims on a real model; goes on where it was cut off
+	$(BIN)/python -m scripts.claims run $(ARGS)
+	$(BIN)/python -m scripts.claims tables
+
+claims-check: $(VENV)/.installed ## recompute every number of results/claims from its tables
+	$(BIN)/python -m scripts.claims check
 
 mutations: $(VENV)/.installed-dev ## check that the tests notice wrong mathematics
 	$(BIN)/python scripts/mutation_check.py $(ARGS)

@@ -51,7 +51,7 @@ def ability_table(setting: Setting) -> Table | None:
     """Each task's metrics of every arm at its last step with them; None where nothing was asked."""
     rows = [
         _row(arm, task, metric)
-        for task, metric in _asked(setting.runs)
+        for task, metric in asked(setting.runs)
         for arm in setting.arms
         if any(latest_ability(run, task, metric) for run in arm.runs)
     ]
@@ -80,7 +80,7 @@ def ability_change(run: Run) -> float:
     Of each task the first metric with a chance counts. NaN without such a task.
     """
     changes: dict[str, float] = {}
-    for task, metric in _asked([run]):
+    for task, metric in asked([run]):
         first = latest_ability(run, task, metric, until=0)
         last = latest_ability(run, task, metric)
         if first is None or last is None or math.isnan(first.chance) or first.tells_nothing:
@@ -139,7 +139,7 @@ def _with_interval(header: str, key: str) -> Column:
     return Column(header, text)
 
 
-def _asked(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+def asked(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     """Task and metric, in the order in which they were asked."""
     pairs = [
         f"{row.task}\n{row.metric}"

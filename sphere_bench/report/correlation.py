@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from sphere_bench.report.intervals import holm_adjusted
+
 Method = Literal["Spearman", "Pearson"]
 Numbers = NDArray[np.float64]
 Groups: TypeAlias = Sequence[Sequence[Numbers]]
@@ -133,11 +135,9 @@ def holm(tests: Sequence[Correlation], level: float = 0.05) -> list[float]:
     """
     known = [index for index, test in enumerate(tests) if math.isfinite(test.p_value)]
     adjusted = [math.nan] * len(tests)
-    highest = 0.0
-    for place, index in enumerate(sorted(known, key=lambda index: tests[index].p_value)):
-        highest = max(highest, min(1.0, (len(known) - place) * tests[index].p_value))
+    for index, p_value in zip(known, holm_adjusted([tests[i].p_value for i in known]), strict=True):
         if len(known) <= level * tests[index].arrangements:
-            adjusted[index] = highest
+            adjusted[index] = p_value
     return adjusted
 
 

@@ -1,7 +1,7 @@
 """What SPHERE gains: paired differences of runs that differ in it alone."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pandas
@@ -65,8 +65,11 @@ def gains_table(setting: Setting, scope: str, measure: str) -> Table | None:
     )
 
 
-def _pairs(setting: Setting, arm: Arm, scope: str, measure: str) -> Iterable[_Pair]:
-    """Each choice of seed once, however often it was run."""
+def sphere_pairs(setting: Setting, arm: Arm) -> Iterator[tuple[Run, Run]]:
+    """Runs of the same editor without SPHERE and of the arm: equal but for SPHERE, the seed too.
+
+    Each choice of seed is there once, however often it was run; an arm without SPHERE has no pairs.
+    """
     if not arm.enabled:
         return
     baselines = {
@@ -77,10 +80,14 @@ def _pairs(setting: Setting, arm: Arm, scope: str, measure: str) -> Iterable[_Pa
     }
     for key, run in {comparable(run, without=SPHERE_KEYS): run for run in arm.runs}.items():
         if key in baselines:
-            runs: tuple[Run, Run] = (baselines[key], run)
-            scores = [each.scores(scope, measure).set_index("step") for each in runs]
-            ended = all(each.ended for each in runs)
-            yield _Pair(scores[0], scores[1], ended, run.progress.total)
+            yield baselines[key], run
+
+
+def _pairs(setting: Setting, arm: Arm, scope: str, measure: str) -> Iterator[_Pair]:
+    for runs in sphere_pairs(setting, arm):
+        scores = [each.scores(scope, measure).set_index("step") for each in runs]
+        ended = all(each.ended for each in runs)
+        yield _Pair(scores[0], scores[1], ended, runs[1].progress.total)
 
 
 def _row(pairs: Sequence[_Pair], metrics: Sequence[str]) -> dict[str, Any] | None:

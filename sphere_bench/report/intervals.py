@@ -1,4 +1,4 @@
-"""The uncertainty of a mean over runs."""
+"""The uncertainty of a mean over runs, and of several at once."""
 
 import math
 from collections.abc import Sequence
@@ -26,3 +26,13 @@ def mean_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
     error = math.sqrt(squares / (len(known) - 1) / len(known))
     reach = float(stats.t.ppf(0.975, len(known) - 1)) * error
     return mean, mean - reach, mean + reach
+
+
+def holm_adjusted(p_values: Sequence[float]) -> list[float]:
+    """The p-values, adjusted for how many they are (Holm 1979), in the order given."""
+    adjusted = [math.nan] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted

@@ -1,0 +1,197 @@
+"""Answer the three claims on a real model: make the runs, draw the tables, check the numbers.
+
+    python -m scripts.claims run --model FOLDER --data FOLDER   # resumes what is there
+    python -m scripts.claims tables                             # results/claims from the ended runs
+    python -m scripts.claims check                              # recomputes results/claims
+
+`--model` is what scripts/fetch_smollm2.py writes. `--data` holds `counterfact_easyedit.json`,
+`zsre_mend.json` and `downstream/`, the four files of the paper's tasks. What is run, and how it is
+decided, stands in results/claims/PROTOCOL.md; `make claims` does the first two.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from scripts.claims_tables import check_tables, write_tables
+from sphere_bench.data.facts import fact_of, target_of
+from sphere_bench.data.record_file import RecordFile
+from sphere_bench.errors import SphereBenchError
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "results" / "claims-runs"
+PAGE = ROOT / "results" / "claims"
+#: Passages that perplexity is taken on, so many from the end; the others are ordinary text.
+HELD_OUT_PASSAGES = 200
+THREE_SEEDS = ("memit", "memit-seq", "rect", "alphaedit")
+ONE_SEED = ("prune", "ft")
+PUBLISHED_CODE = ("memit", "alphaedit")
+ZSRE = ("memit", "alphaedit")
+
+
+class Planned(NamedTuple):
+    """One run of the protocol."""
+
+    dataset: str
+    editor: str
+    sphere: str
+    seed: int
+    alpha: float | None = None
+    eta: float | None = None
+
+    @property
+    def swept(self) -> list[str]:
+        """What the exploratory sweep sets, as overrides."""
+        both = (("sphere.alpha", self.alpha), ("sphere.eta", self.eta))
+        return [f"{key}={value}" for key, value in both if value is not None]
+
+    @property
+    def name(self) -> str:
+        parts = [self.dataset, self.editor, self.sphere, *self.swept, f"seed{self.seed}"]
+        return "-".join(parts).replace("sphere.", "").replace("=", "")
+
+
+def plan() -> Iterator[Planned]:
+    """All runs, in the order in which they are made: every pair of seed 0 first."""
+    for editor in (*THREE_SEEDS, *ONE_SEED):
+        for sphere in ("off", "paper"):
+            yield Planned("counterfact", editor, sphere, 0)
+    for editor in PUBLISHED_CODE:
+        yield Planned("counterfact", editor, "published-code", 0)
+    for editor in ZSRE:
+        for sphere in ("off", "paper"):
+            yield Planned("zsre", editor, sphere, 0)
+    for seed in (1, 2):
+        for editor in THREE_SEEDS:
+            for sphere in ("off", "paper"):
+                yield Planned("counterfact", editor, sphere, seed)
+
+
+def sweep() -> Iterator[Planned]:
+    """What is looked at where SPHERE does not help: exploratory."""
+    for alpha in (0.2, 0.5, 1.0):
+        yield Planned("counterfact", "memit", "paper", 0, alpha=alpha)
+    for eta in (0.3, 0.7):
+        yield Planned("counterfact", "memit", "paper", 0, eta=eta)
+
+
+def prepare(data: Path, inputs: Path) -> None:
+    """Write what the runs read: records without conflicts, and the two parts of the passages.
+
+    Raises:
+        SphereBenchError: a file is not there or not of its format.
+    """
+    inputs.mkdir(parents=True, exist_ok=True)
+    _write_json(inputs / "counterfact.json", without_conflicts(data / "counterfact_easyedit.json"))
+    _write_json(inputs / "zsre.json", without_conflicts(data / "zsre_mend.json"))
+    passages = data / "downstream" / "test-ClosedDomainQA.jsonl"
+    try:
+        lines = passages.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SphereBenchError(f"{passages}: {error.strerror}: name --data") from error
+    texts = list(dict.fromkeys(json.loads(line)["passage"] for line in lines))
+    _write_texts(inputs / "ordinary.jsonl", texts[:-HELD_OUT_PASSAGES])
+    _write_texts(inputs / "perplexity.jsonl", texts[-HELD_OUT_PASSAGES:])
+
+
+def without_conflicts(file: Path) -> list[object]:
+    """The file's valid records whose fact has one target only, as MultiCounterFact has them."""
+    dataset = RecordFile(str(file))
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    facts, targets = {}, defaultdict(set)
+    for index in range(len(dataset)):
+        try:
+            request = dataset[index].request
+        except SphereBenchError:
+            continue
+        facts[index] = fact_of(request)
+        targets[facts[index]].add(target_of(request))
+    return [raw[index] for index, fact in facts.items() if len(targets[fact]) == 1]
+
+
+def overrides(run: Planned, model: Path, data: Path) -> list[str]:
+    """What is said of a run on the command line, behind ``experiment=claims``."""
+    inputs = RUNS / "inputs"
+    return [
+        f"run.name={run.name}",
+        f"editor={run.editor}",
+        f"sphere={run.sphere}",
+        f"seed={run.seed}",
+        f"dataset={run.dataset}",
+        f"dataset.path={_relative(inputs / (run.dataset + '.json'))}",
+        f"model.path={_relative(model)}",
+        f"statistics.corpus={_relative(inputs / 'ordinary.jsonl')}",
+        f"perplexity.corpus={_relative(inputs / 'perplexity.jsonl')}",
+        f"probes.ability.data_path={_relative(data / 'downstream')}",
+        # There are 800 records, none of which has been used for a choice.
+        *(["edits.start=0", "edits.total=800"] if run.dataset == "zsre" else []),
+        *run.swept,
+    ]
+
+
+def make_runs(runs: Iterable[Planned], model: Path, data: Path) -> int:
+    """Make the runs one after another, or go on with them; how many failed."""
+    prepare(data, RUNS / "inputs")
+    failed = []
+    for run in runs:
+        command = [sys.executable, "-m", "sphere_bench", "run", "experiment=claims"]
+        print(f"== {run.name}", flush=True)
+        if subprocess.run(
+            [*command, *overrides(run, model, data)], cwd=ROOT, check=False
+        ).returncode:
+            failed.append(run.name)
+    for name in failed:
+        print(f"failed: {name}", file=sys.stderr)
+    return len(failed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    running = verbs.add_parser("run", help="make the runs of the protocol, or go on with them")
+    running.add_argument("--model", type=Path, default=ROOT / "models" / "smollm2-135m")
+    running.add_argument("--data", type=Path, default=ROOT / "data")
+    running.add_argument("--only", default="", help="the runs with this in their name")
+    running.add_argument("--explore", action="store_true", help="the exploratory sweep instead")
+    verbs.add_parser("tables", help="write results/claims from the runs that have ended")
+    verbs.add_parser("check", help="recompute every number of results/claims from its tables")
+    options = parser.parse_args()
+    try:
+        if options.verb == "run":
+            chosen = sweep() if options.explore else plan()
+            runs = [run for run in chosen if options.only in run.name]
+            return min(make_runs(runs, options.model, options.data), 1)
+        if options.verb == "tables":
+            write_tables(PAGE, RUNS, [run.name for run in plan()], [run.name for run in sweep()])
+            return 0
+        differing = check_tables(PAGE, [run.name for run in plan()])
+    except SphereBenchError as error:
+        print(f"claims: {error}", file=sys.stderr)
+        return 1
+    for line in differing:
+        print(f"differs: {line}", file=sys.stderr)
+    return min(len(differing), 1)
+
+
+def _relative(path: Path) -> str:
+    """A path as it is told to the runs, which start in the project's root."""
+    path = path.absolute()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _write_json(file: Path, records: list[object]) -> None:
+    file.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+
+
+def _write_texts(file: Path, texts: list[str]) -> None:
+    lines = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
