@@ -15,6 +15,7 @@ from sphere_bench.config.composition import config_folder, register_resolvers, v
 from sphere_bench.config.schema import Config
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.run_folder.folder import RunFolder
+from sphere_bench.run_folder.provenance import OWN_OVERRIDE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -59,8 +60,7 @@ def hydra_main(
     with TemporaryDirectory() as scratch:
         note = Path(scratch) / "sweep"
         own = [
-            "+hydra.callbacks.sphere_bench={_target_: sphere_bench.commands.sweep.JobRecords, "
-            f"note: '{note}'}}"
+            f"{OWN_OVERRIDE}{{_target_: sphere_bench.commands.sweep.JobRecords, note: '{note}'}}"
         ]
         if not has_folder:
             own += [f"hydra.{key}='{scratch}/job'" for key in ("run.dir", "sweep.dir")]

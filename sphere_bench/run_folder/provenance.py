@@ -29,6 +29,9 @@ PACKAGES = (
     "lm_eval",
 )
 
+#: So starts what the command line adds to what was typed.
+OWN_OVERRIDE = "+hydra.callbacks.sphere_bench="
+
 
 def collect(*, config: Mapping[str, Any], device: str) -> dict[str, Any]:
     """What is needed to know later which code and machine made a run's numbers.
@@ -48,7 +51,7 @@ def collect(*, config: Mapping[str, Any], device: str) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "device": _device(device),
         "threads": _threads(),
-        "command": sys.argv,
+        "command": [each for each in sys.argv if not each.startswith(OWN_OVERRIDE)],
         "config": config,
     }
 
