@@ -43,6 +43,8 @@ class Ability:
         include_path: a folder with YAML files of tasks of your own; null is none.
         data_path: the folder with the files of SPHERE's four tasks.
         rows_per_batch: prompts in one forward; fewer where memory runs out.
+        apply_chat_template: every prompt is a user's turn in the tokenizer's own chat template, as
+            by ``--apply_chat_template`` of lm-eval's command line.
         required: whether it is an error that lm-eval or SPHERE's files are missing. Without, a
             warning says so, and nothing is measured.
 
@@ -60,12 +62,19 @@ class Ability:
         include_path: str | None = None,
         data_path: str | None = None,
         rows_per_batch: int = 16,
+        apply_chat_template: bool = False,
         required: bool = True,
     ) -> None:
         check_sizes(KEY, items=items)
+        if apply_chat_template and not setup.loaded.tokenizer.chat_template:
+            raise SphereBenchError(
+                f"{KEY}.apply_chat_template=true: {setup.loaded.tokenizer.name_or_path}: its "
+                "tokenizer has no chat template: set it to false"
+            )
         check_at_least(f"{KEY}.rows_per_batch", rows_per_batch, 1)
         self.loaded = setup.loaded
         self.items = items
+        self.apply_chat_template = apply_chat_template
         self._rows = Budget(rows_per_batch)
         self._tasks: dict[str, Any] = {}
         self._chances: dict[str, float] = {}
@@ -94,7 +103,7 @@ class Ability:
 
     def _scores(self, name: str, tasks: Any, rows: int) -> list[harness.Score]:
         try:
-            return harness.scores(self.loaded, tasks, self.items, rows)
+            return harness.scores(self.loaded, tasks, self.items, rows, self.apply_chat_template)
         # A prompt that is too long for the model, for instance.
         except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
             raise SphereBenchError(f"{KEY}: lm-eval fails on {name}: {error}") from error

@@ -113,7 +113,9 @@ class Tasks:
         }
 
 
-def scores(loaded: LoadedModel, tasks: Any, items: int | None, rows: int) -> list[Score]:
+def scores(
+    loaded: LoadedModel, tasks: Any, items: int | None, rows: int, apply_chat_template: bool = False
+) -> list[Score]:
     """What the model scores on one of :attr:`Tasks.loaded`.
 
     Weights, tokenizer and the random states of the process are the same afterwards.
@@ -121,6 +123,7 @@ def scores(loaded: LoadedModel, tasks: Any, items: int | None, rows: int) -> lis
     Args:
         items: of each task, the first ones; ``None`` is all.
         rows: in one forward.
+        apply_chat_template: every prompt is a user's turn in the tokenizer's chat template.
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -134,7 +137,13 @@ def scores(loaded: LoadedModel, tasks: Any, items: int | None, rows: int) -> lis
             task.set_fewshot_seed(seed=_OTHER_SEED)
         # A copy of the tokenizer: a padding token and side are set.
         model = HFLM(loaded.model, tokenizer=deepcopy(loaded.tokenizer), batch_size=rows)
-        found = evaluate(model, tasks, limit=items, bootstrap_iters=RESAMPLES)
+        found = evaluate(
+            model,
+            tasks,
+            limit=items,
+            bootstrap_iters=RESAMPLES,
+            apply_chat_template=apply_chat_template,
+        )
         return list(_read(found, tasks["tasks"]))
 
 

@@ -132,6 +132,28 @@ def test_the_same_turn_again_has_the_same_numbers_however_it_is_cut(setup: Probe
 
 
 @needs_lm_eval
+def test_a_prompt_is_a_turn_in_the_tokenizers_chat_template(
+    setup: ProbeSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answered(template: str) -> float:
+        monkeypatch.setattr(setup.loaded.tokenizer, "chat_template", template)
+        probe = Ability(setup, ["tiny_questions"], items=ITEMS, apply_chat_template=True)
+        value: float = rows_of(probe)["tiny_questions", "exact_match"]["value"]
+        return value
+
+    plain = rows_of(Ability(setup, ["tiny_questions"], items=ITEMS))
+    assert (
+        answered("{{ messages[0]['content'] }}") == plain["tiny_questions", "exact_match"]["value"]
+    )
+    assert answered("Who is {{ messages[0]['role'] }}?") < 0.2
+
+
+def test_without_a_chat_template_there_is_none_to_apply(setup: ProbeSetup) -> None:
+    with pytest.raises(SphereBenchError, match="its tokenizer has no chat template: set it to f"):
+        Ability(setup, ["tiny"], apply_chat_template=True)
+
+
+@needs_lm_eval
 def test_tasks_of_ones_own_are_in_a_folder(setup: ProbeSetup, tmp_path: Path) -> None:
     docs = [*tiny_tasks.questions()["test"].to_list()[:3], {"question": "Who?", "answer": "Nobody"}]
     (tmp_path / "words.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
