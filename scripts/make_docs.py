@@ -115,7 +115,7 @@ def _defaults_of_run() -> dict[str, str]:
 def _head_comment(text: str) -> str:
     """The first paragraph of the comment that a YAML file begins with."""
     lines = []
-    for line in text.removeprefix("# @package _global_\n").splitlines():
+    for line in re.sub(r"^# @package \w+\n", "", text).splitlines():
         if not line.startswith("# "):
             break
         lines.append(line.removeprefix("# "))
@@ -260,7 +260,9 @@ def _class(owner: type, chosen: str = "") -> str:
             meanings[name],
         ]
         for name, parameter in inspect.signature(owner).parameters.items()
-        if name != "setup" and (not chosen or name in chosen.split())
+        if name != "setup"
+        and parameter.kind is not parameter.VAR_KEYWORD
+        and (not chosen or name in chosen.split())
     ]
     keys = _table(["key", "type", "default", "meaning"], rows) if rows else "No keys of its own."
     return f"**`{owner.__name__}`**: {_intent(owner)}\n\n{keys}"

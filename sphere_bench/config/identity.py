@@ -40,6 +40,7 @@ _CORPUS_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".ndjson", ".parquet")
 # Keys of these names, in whichever node, name a folder whose files with one of the suffixes count.
 _FOLDERS = ("include_path", "data_path")
 _FOLDER_SUFFIXES = (*_CORPUS_SUFFIXES, ".yaml", ".yml", ".py", ".csv", ".tsv")
+_CONDITIONER = "editor.method.conditioner"
 _SPHERE = ("alpha", "eta", "basis", "normalize_rows", "rank_rule")
 
 
@@ -103,6 +104,9 @@ def _inactive(flat: Mapping[str, Any]) -> Iterator[str]:
         yield "editor.tokens_per_dimension"
     if flat.get("statistics.corpus") == _GENERATED:
         yield "statistics.order"
+    # Without it, and with nothing to compensate, runs are as they were before there was the key.
+    if not flat.get("editor.compensate") or not _is_transformed(flat):
+        yield "editor.compensate"
     # As it was before there was the key: the runs keep their names.
     if flat.get("model.matmul_precision") == "highest":
         yield "model.matmul_precision"
@@ -115,6 +119,13 @@ def _inactive(flat: Mapping[str, Any]) -> Iterator[str]:
             yield node
         if name == "tokens" and value == 0:
             yield f"{node}.{_CORPUS}"
+
+
+def _is_transformed(flat: Mapping[str, Any]) -> bool:
+    """Whether something changes what the editor writes."""
+    transforms = flat.get("editor.method.transforms")
+    conditioned = any(is_within(key, _CONDITIONER) for key in flat if flat[key] is not None)
+    return bool(flat.get("sphere.enabled", True) or transforms or conditioned)
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

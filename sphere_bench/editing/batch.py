@@ -1,7 +1,7 @@
 """A batch of edits: what an editor gets, and the report of what happened."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -121,6 +121,17 @@ class Batch:
                 torch.cuda.synchronize(device)
         self.report.seconds[stage] += perf_counter() - start
 
+    def untransformed(self) -> "Batch":
+        """The same batch with the same report, for an editor inside an editor.
+
+        What that one writes is checked, but neither transformed nor counted as an update.
+        """
+        inner = Batch(
+            self.requests, self._loaded, self.weights, numerics=self._numerics, advance=self.advance
+        )
+        inner.report = self.report
+        return inner
+
     def check(self, what: str, rows: Tensor, requests: Sequence[EditRequest] | None = None) -> None:
         """Check that ``rows`` [n, ...] are finite.
 
@@ -211,6 +222,18 @@ class Batch:
                     update = transform(update, weight)
                     _check_shape(f"what {type(transform).__name__} returns", layer, update, before)
         return update
+
+    def errors(self, before: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """What was deployed less what the editor wrote, dW' - dW [d_out, d_in], of written layers.
+
+        Args:
+            before: layer to its weight as it was deployed before the batch.
+        """
+        current = self.weights.current
+        return {
+            layer: as_double(current[layer]) - as_double(before[layer]) - update
+            for layer, update in self._proposed.items()
+        }
 
     def note_update_norms(self) -> None:
         """Fill in the report's ``update_norm`` of every layer that was written."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.batch import Advance, Batch, BatchReport
+from sphere_bench.editing.compensation import compensate as compensated
 from sphere_bench.editing.editor import EditingSetup, Editor
 from sphere_bench.editing.numerics import NonfiniteError, Numerics
 from sphere_bench.editing.state import check_state, copied_state, restore_state, state_of
@@ -40,10 +41,13 @@ class EditingPipeline:
             transforms all updates once the editor has written them; ``deployed`` leaves updates as
             they are and transforms, behind the conditioner, the whole change since the pretrained
             weight, as an update of that weight.
+        compensate: the editor's next batch makes up for what the transforms and the conditioner
+            changed in what was deployed.
         numerics: what to do about a batch with numbers that are not sound.
 
     Raises:
-        SphereBenchError: the editor or a transform is none, or what it remembers cannot be saved.
+        SphereBenchError: the editor or a transform is none, what it remembers cannot be saved, or
+            the editor cannot compensate.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class EditingPipeline:
         *,
         sphere: Sphere | None = None,
         apply: Apply = "in_loop",
+        compensate: bool = False,
         numerics: Numerics | None = None,
     ) -> None:
         check_choice("editor.method.continue_from", continue_from, ("unconditioned", "deployed"))
@@ -72,6 +77,9 @@ class EditingPipeline:
         self._unconditioned: dict[int, Tensor] = {}
         for name, component in self._components():
             _check_component(name, component)
+        # Without transforms there is nothing to make up for, and the run is as one without this.
+        acts = compensate and (bool(every) or conditioner is not None)
+        self._compensated = compensated(editor) if acts else None
 
     def edit(self, requests: Sequence[EditRequest], advance: Advance | None = None) -> BatchReport:
         """Edit the model as earlier batches left it; an error leaves the weights as they were.
@@ -102,6 +110,9 @@ class EditingPipeline:
             batch.settle()
             if self.conditioner is not None or self._of_changes:
                 self._deploy(batch)
+            if self._compensated is not None:
+                for layer, error in batch.errors(deployed).items():
+                    self._compensated.carry(layer, error)
         except BaseException as error:
             for layer, weight in deployed.items():
                 weights.write(layer, weight)

@@ -5,7 +5,7 @@ All is computed in double precision. K [d_in, n] holds the keys, R [d_out, n] th
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,11 +48,11 @@ class UpdateSolver(ABC):
         """
 
     @abstractmethod
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """What the solver remembers of earlier batches."""
 
     @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
 
 
@@ -120,8 +120,20 @@ class LeastSquares(UpdateSolver):
             system.diagonal().add_(self.ridge)
             self._factor(layer, system)
 
+    def add_ridge(self, ridge: float) -> None:
+        """Add ``ridge`` times the identity to A of every layer, once it is prepared."""
+        self.ridge += ridge
+        for layer, factor in list(self._factors.items()):
+            system = factor @ factor.T
+            system.diagonal().add_(ridge)
+            self._factor(layer, system)
+
+    def factor(self, layer: int) -> Tensor:
+        """The lower Cholesky factor [m, m] of A, with the keys of earlier batches."""
+        return self._factors[layer]
+
     def solve(self, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
-        projected = self._project(layer, keys)
+        projected = self.project(layer, keys)
         weighted = torch.cholesky_solve(projected, self._factors[layer])
         inner = projected.T @ weighted
         inner.diagonal().add_(self._slack(keys.shape[1]))
@@ -138,7 +150,7 @@ class LeastSquares(UpdateSolver):
         return 1.0
 
     def remember(self, layer: int, keys: Tensor) -> None:
-        keys = self._project(layer, keys)
+        keys = self.project(layer, keys)
         try:
             self._factor(layer, self._systems[layer] + keys @ keys.T)
         except SphereBenchError as error:
@@ -162,8 +174,8 @@ class LeastSquares(UpdateSolver):
                 )
             self._factor(int(layer), system.to(present))
 
-    def _project(self, layer: int, keys: Tensor) -> Tensor:
-        """The keys in the coordinates of the system."""
+    def project(self, layer: int, keys: Tensor) -> Tensor:
+        """The keys [d_in, n] in the m coordinates of the system, [m, n]; m = d_in or fewer."""
         keys = as_double(keys)
         return self._bases[layer].T @ keys if layer in self._bases else keys
 

@@ -1,11 +1,11 @@
-"""Transforms of proposed updates, (W0, W, dW) -> dW: SPHERE, RECT, PRUNE."""
+"""Transforms of proposed updates, (W0, W, dW) -> dW: SPHERE, REVIVE, RECT, PRUNE."""
 
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sphere_bench.errors import SphereBenchError
+from sphere_bench.errors import SphereBenchError, check_above, check_between
 from sphere_bench.geometry.energy import as_double
 from sphere_bench.geometry.subspace import leading_directions
 
@@ -80,6 +80,40 @@ class Sphere:
             self.ranks[weight.layer] = found.shape[1]
             self._directions[weight.layer] = found
         return self._directions[weight.layer]
+
+
+class Revive:
+    """REVIVE (arXiv 2601.11042): (I - U U^T) dW (I - V V^T), nothing in or out of what is dominant.
+
+    U [d_out, k] and V [d_in, k] are the pretrained weight's leading singular vectors: the smallest
+    k with which the squared singular values reach the share ``energy`` of their sum. Of dW, in the
+    basis of u_i v_j^T, every term with i <= k or j <= k is left out.
+
+    Args:
+        energy: the share, above 0 and up to 1.
+
+    Raises:
+        SphereBenchError: ``energy`` is no such share.
+    """
+
+    def __init__(self, energy: float = 0.5) -> None:
+        check_above("Revive: energy", energy, 0)
+        check_between("Revive: energy", energy, 0, 1)
+        self.energy = energy
+        self._dominant: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, update: Tensor, weight: EditedWeight) -> Tensor:
+        if weight.layer not in self._dominant:
+            self._dominant[weight.layer] = self._subspaces(weight.pretrained)
+        left, right = (basis.to(update) for basis in self._dominant[weight.layer])
+        update = update - left @ (left.T @ update)
+        return update - (update @ right) @ right.T
+
+    def _subspaces(self, pretrained: Tensor) -> tuple[Tensor, Tensor]:
+        """U and V of W0 [d_out, d_in]."""
+        right = leading_directions(pretrained, self.energy)
+        outputs = as_double(pretrained) @ right  # their norms are the singular values
+        return outputs / outputs.norm(dim=0), right
 
 
 class Rect:

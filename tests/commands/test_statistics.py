@@ -38,7 +38,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_editor_with_a_null_space_reads_ten_times_the_text_and_holds_some_out() -> None:
-    for editor in ("alphaedit", "nas"):
+    for editor in ("alphaedit", "betaedit", "nas"):
         config = compose_config([f"editor={editor}"]).editor
         assert (config.tokens_per_dimension, config.held_out_per_dimension) == (100, 10)
     for editor in ("memit", "rome", "encore", "rlsedit"):

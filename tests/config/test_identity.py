@@ -11,6 +11,8 @@ import pytest
 from sphere_bench.config.composition import compose_config
 from sphere_bench.config.identity import config_hash, corpora, foreign_sources, identity
 
+TRANSFORMS = ("rect", "prune", "revive")
+
 
 def content(*overrides: str) -> dict[str, Any]:
     return asdict(compose_config(overrides))
@@ -36,6 +38,16 @@ def test_the_precision_of_products_decides_once_it_is_not_the_highest() -> None:
     assert key not in identity(content())
     assert identity(content(f"{key}=high"))[key] == "high"
     assert "-matmul_precisionhigh-" in compose_config([f"{key}=high"]).run.name
+
+
+def test_compensation_decides_where_something_changes_what_an_editor_writes() -> None:
+    key, on = "editor.compensate", "editor.compensate=true"
+    for inert in ([], ["sphere=off"], ["sphere=off", on]):
+        assert key not in identity(content(*inert))
+    assert identity(content("sphere=off", on)) == identity(content("sphere=off"))
+    for acting in (["sphere=paper"], *(["sphere=off", f"transform={name}"] for name in TRANSFORMS)):
+        assert identity(content(*acting, on)) == {**identity(content(*acting)), key: True}
+    assert "-compensatetrue-" in compose_config([on]).run.name
 
 
 @pytest.mark.parametrize(

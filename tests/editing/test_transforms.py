@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sphere_bench.editing.transforms import EditedWeight, Sphere
+from sphere_bench.editing.transforms import EditedWeight, Revive, Sphere
+from sphere_bench.errors import SphereBenchError
 
 OUT, WIDTH = 6, 10
 
@@ -49,3 +50,31 @@ def test_a_pretrained_basis_does_not_follow_the_weight(weight: EditedWeight) -> 
     assert torch.equal(sphere(update, moved), first)
     following = Sphere(alpha=1.0, basis="current")
     assert not torch.allclose(following(update, weight), following(update, moved))
+
+
+@pytest.mark.parametrize("shape", [(OUT, WIDTH), (WIDTH, OUT)])
+@pytest.mark.parametrize("energy", [0.3, 0.5, 0.9])
+def test_revive_leaves_out_every_term_of_a_dominant_input_or_output(
+    energy: float, shape: tuple[int, int]
+) -> None:
+    """dW = sum_ij a_ij u_i v_j^T; terms with i <= k or j <= k are dropped."""
+    torch.manual_seed(1)
+    pretrained, update = torch.randn(shape), torch.randn(shape, dtype=torch.float64)
+    left, values, right = torch.linalg.svd(pretrained.double(), full_matrices=True)
+    total, reached, rank = values.square().sum(), 0.0, 0
+    while reached < energy * total:
+        reached, rank = reached + values[rank].item() ** 2, rank + 1
+    assert 0 < rank < OUT
+    terms = left.T @ update @ right.T
+    terms[:rank] = 0
+    terms[:, :rank] = 0
+    weight = EditedWeight(0, pretrained, pretrained + 1)
+    revive = Revive(energy)
+    for _ in range(2):  # the second time from what the first one found
+        assert torch.allclose(revive(update, weight), left @ terms @ right, rtol=0, atol=5e-14)
+
+
+@pytest.mark.parametrize("energy", [0, 1.1, float("nan")])
+def test_a_share_of_energy_is_above_0_and_at_most_1(energy: float) -> None:
+    with pytest.raises(SphereBenchError, match=r"^Revive: energy="):
+        Revive(energy)

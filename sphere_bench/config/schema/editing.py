@@ -51,13 +51,15 @@ class EditorConfig:
         tokens_per_dimension: tokens of ordinary text for every dimension of a key, where
             ``statistics.tokens`` is null. The files of editors with a null space say 100.
         held_out_per_dimension: tokens of other text for every dimension of a key, to see how much
-            of its energy lies in the null space; 0 leaves that out. ``alphaedit`` and ``nas`` have
-            10.
+            of its energy lies in the null space; 0 leaves that out. ``alphaedit``,
+            ``betaedit`` and ``nas`` have 10.
         context_lengths: of the generated context prefixes: pairs of how many tokens one has, its
             opening word and a BOS among them, and how many there are of this length.
         apply: when updates are transformed: ``in_loop``, before the next layer is measured;
             ``after``, when the updates of all layers are found; ``deployed`` transforms, behind
             the conditioner, the whole change since the pretrained weights instead.
+        compensate: the next batch makes up for what the transforms and the conditioner changed in
+            what was deployed. For editors that solve by least squares.
         method: the editor's class (``_target_``) with its own keys, and the keys that every editor
             has: ``transforms``, ``conditioner`` and ``continue_from``.
     """
@@ -68,6 +70,7 @@ class EditorConfig:
     sphere: EditorSphereConfig
     method: dict[str, Any]
     # Runs recorded before there were these keys can be read.
+    compensate: bool = False
     tokens_per_dimension: int = 10
     held_out_per_dimension: int = 0
     values: ValueSolverConfig = field(default=II("model.values"))
