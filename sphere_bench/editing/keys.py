@@ -13,6 +13,7 @@ from sphere_bench.editing.prompts import BARE, PromptTokens, prompt_up_to_subjec
 from sphere_bench.models.batching import Budget, backing_off, launch_price, pad_right, token_batches
 from sphere_bench.models.hooks import capture, start_after
 from sphere_bench.models.loading import LoadedModel
+from sphere_bench.models.tokens import encode_continuation
 
 # A module, and whether its input or its output is read.
 Site = tuple[nn.Module, Literal["input", "output"]]
@@ -28,6 +29,18 @@ class Measurement(NamedTuple):
 
     keys: Tensor
     hidden: Tensor
+
+
+class TokenKeys(NamedTuple):
+    """Keys at every token of n texts, m tokens together.
+
+    Attributes:
+        owners: index of each token's text, m.
+        layers: layer to the inputs of its projection, [m, d_in], in float32.
+    """
+
+    owners: list[int]
+    layers: dict[int, Tensor]
 
 
 class BatchReader:
@@ -88,6 +101,37 @@ def context_keys(
     prompts = _prompts(loaded, requests, contexts)
     (keys,) = _PromptStates(loaded, prompts, tokens_per_batch).read(sites)
     return keys.view(len(requests), len(contexts), -1)
+
+
+def token_keys(
+    loaded: LoadedModel,
+    requests: Sequence[EditRequest],
+    layers: Sequence[int],
+    tokens_per_batch: int | Budget,
+) -> TokenKeys:
+    """Keys at every token of the bare prompts with their new targets, a BOS included."""
+    texts = [
+        encode_continuation(loaded.tokenizer, request.prompt, request.target_new).ids
+        for request in requests
+    ]
+    projections = {layer: loaded.layout.projection(layer) for layer in layers}
+
+    @torch.no_grad()
+    def read(size: int) -> TokenKeys:
+        owners: list[int] = []
+        found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        for group in token_batches(list(map(len, texts)), size, launch_price(loaded.device)):
+            tokens = pad_right([texts[index] for index in group])
+            lengths = torch.tensor([len(texts[index]) for index in group])
+            real = torch.arange(tokens.shape[1]) < lengths[:, None]  # [b, s]
+            owners += [index for index in group for _ in texts[index]]
+            with capture(projections, "input", stop=True) as captured:
+                loaded.model.base_model(input_ids=tokens.to(loaded.device), use_cache=False)
+            for layer, seen in captured.items():
+                found[layer].append(seen[real.to(seen.device)].float())
+        return TokenKeys(owners, {layer: torch.cat(rows) for layer, rows in found.items()})
+
+    return backing_off(read, tokens_per_batch)
 
 
 def projection_outputs(
