@@ -78,6 +78,10 @@ class Layout:
         """The MLP's down projection of decoder layer ``layer``."""
         return self.decoder_layers[layer].get_submodule(self._projection_name)
 
+    def projection_name(self, layer: int) -> str:
+        """The dotted name of that projection in the model."""
+        return f"{self._layer_names[layer]}.{self._projection_name}"
+
     def weight(self, layer: int) -> Tensor:
         """The projection's weight as an [out, in] view of its storage."""
         module = self.projection(layer)
@@ -92,7 +96,7 @@ class Layout:
     def parameters(self, weights: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """``weights`` (layer to [out, in]) in the form of ``torch.func.functional_call``."""
         return {
-            f"{self._layer_names[layer]}.{self._projection_name}.weight": (
+            f"{self.projection_name(layer)}.weight": (
                 weight.T if isinstance(self.projection(layer), Conv1D) else weight
             ).to(self.weight(layer).dtype)
             for layer, weight in weights.items()

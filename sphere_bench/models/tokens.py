@@ -57,6 +57,23 @@ def encode_continuation(
     return Continuation(ids, offsets, target_length)
 
 
+def ended(tokenizer: PreTrainedTokenizerBase, text: Continuation) -> Continuation:
+    """``text`` with EOS behind it, as one more token of the target.
+
+    Raises:
+        SphereBenchError: the tokenizer has no EOS.
+    """
+    if tokenizer.eos_token_id is None:
+        raise SphereBenchError(
+            f"{tokenizer.name_or_path}: its tokenizer has no EOS to end a target with: set "
+            "editor.method.end_of_text=false"
+        )
+    end = text.offsets[-1][1]
+    return Continuation(
+        [*text.ids, tokenizer.eos_token_id], [*text.offsets, (end, end)], text.target_length + 1
+    )
+
+
 def last_token_of(offsets: list[tuple[int, int]], start: int, end: int) -> int:
     """Index of the last token that contains a character of text[start:end]."""
     inside = [index for index, (left, right) in enumerate(offsets) if left < end and right > start]

@@ -27,6 +27,7 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
     "lm_eval",
+    "peft",
 )
 
 #: So starts what the command line adds to what was typed.
