@@ -1,6 +1,6 @@
 """From the configuration to the objects of a run: model, editor, probes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -85,6 +85,8 @@ def build_setup(
         held_out_moments=statistics.held_out_moments,
         decompose=CachedDecompositions(cache_folder(config.statistics.cache) / "decompositions"),
         pool=dataset.pool,
+        spare=dataset.spare,
+        ordinary_windows=lambda: ordinary_windows(config, loaded),
         seed=config.seed,
         tokens_per_batch=Budget(config.values.tokens_per_batch),
     )
@@ -107,6 +109,7 @@ def build_pipeline(config: Config, editor: Editor, setup: EditingSetup) -> Editi
         **make_object(config.editor.shared),
         sphere=build_sphere(config),
         apply=cast(Apply, config.editor.apply),
+        compensate=config.editor.compensate,
         numerics=Numerics(**asdict(config.numerics)),
     )
 
@@ -167,26 +170,46 @@ def key_statistics(
 ) -> CachedStatistics | GivenStatistics:
     """Second moments of the edited layers' keys, which are read or computed when asked for."""
     statistics, editor = config.statistics, config.editor
-    loaded.layout.check_layers(editor.layers)
-    tokens = token_count(loaded, editor.layers, statistics.tokens, editor.tokens_per_dimension)
+    text = ordinary_text(config, loaded)
     if statistics.path is not None:
-        return GivenStatistics(loaded, editor.layers, statistics.path, tokens)
+        return GivenStatistics(loaded, editor.layers, statistics.path, text.tokens)
     return CachedStatistics(
         loaded,
         editor.layers,
-        OrdinaryText(
-            statistics.corpus,
-            tokens,
-            cast(Order, statistics.order),
-            statistics.tokens_per_text,
-            statistics.max_length,
-        ),
+        text,
         statistics.cache,
         held_out=token_count(loaded, editor.layers, None, editor.held_out_per_dimension),
         tokens_per_batch=statistics.tokens_per_batch,
         precision=dtype_named(statistics.precision),
         fingerprint=fingerprint,
     )
+
+
+def ordinary_text(config: Config, loaded: LoadedModel) -> OrdinaryText:
+    """What is read of the corpus of key statistics."""
+    statistics, editor = config.statistics, config.editor
+    loaded.layout.check_layers(editor.layers)
+    return OrdinaryText(
+        statistics.corpus,
+        token_count(loaded, editor.layers, statistics.tokens, editor.tokens_per_dimension),
+        cast(Order, statistics.order),
+        statistics.tokens_per_text,
+        statistics.max_length,
+    )
+
+
+def ordinary_windows(config: Config, loaded: LoadedModel) -> Iterator[list[int]]:
+    """The tokens of the ordinary text, in rows.
+
+    Raises:
+        SphereBenchError: key statistics are given, so that no text is read.
+    """
+    if config.statistics.path is not None:
+        raise SphereBenchError(
+            f"statistics.path={config.statistics.path}: editor={config.editor.name} reads ordinary "
+            "text, of which given key statistics hold none: leave statistics.path out"
+        )
+    return ordinary_text(config, loaded).windows(loaded)
 
 
 def given_moments(config: Config, loaded: LoadedModel) -> dict[str, str]:

@@ -123,6 +123,8 @@ class EditDataset:
         drawn: returns all valid records of the dataset in an order that the run's seed draws,
             apart from the order of ``records``. A record is read when it is needed. ``None``: the
             dataset has no others than ``records``.
+        behind: returns the valid records behind ``records`` in the order of the edits, the last
+            one first. ``None``: there are none.
     """
 
     name: str
@@ -132,6 +134,7 @@ class EditDataset:
     kinds: tuple[PromptKind, ...] = KINDS
     questions: bool = False
     drawn: Callable[[], Iterable[Record]] | None = field(default=None, compare=False, repr=False)
+    behind: Callable[[], Iterable[Record]] | None = field(default=None, compare=False, repr=False)
 
     def fingerprint(self, count: int | None = None) -> str:
         """SHA-256 over the content of the first ``count`` records, all by default, in order."""
@@ -151,6 +154,17 @@ class EditDataset:
         """
         drawn = self.records if self.drawn is None else self.drawn()
         return [record.request for record in islice(drawn, count)]
+
+    def spare(self, count: int) -> list[EditRequest]:
+        """The last ``count`` requests in the order of the edits, none of which is edited.
+
+        They are the same however long the run is. There are fewer if fewer are behind ``records``.
+
+        Raises:
+            SphereBenchError: one of them is invalid and ``dataset.on_invalid`` is ``error``.
+        """
+        behind = () if self.behind is None else self.behind()
+        return [record.request for record in islice(behind, count)][::-1]
 
 
 def fingerprint_records(records: Sequence[Record]) -> str:

@@ -90,10 +90,12 @@ def select(
 
     valid: list[Record] = []
     invalid: list[SphereBenchError] = []
-    for found in read(order):
+    last = len(order)  # how many of the order are read
+    for position, found in enumerate(read(order), start=1):
         if isinstance(found, Record):
             valid.append(found)
             if total is not None and len(valid) == start + total:
+                last = position
                 break
         elif on_invalid == "error":
             raise found
@@ -110,8 +112,8 @@ def select(
             f"{left_out}; lower {'edits.start' if len(valid) <= start else 'edits.total'}"
         )
 
-    def drawn() -> Iterator[Record]:
-        for found in read(shuffled(len(source), f"pool {seed}")):
+    def valid_ones(order: Iterable[int]) -> Iterator[Record]:
+        for found in read(order):
             if isinstance(found, Record):
                 yield found
             elif on_invalid == "error":
@@ -124,7 +126,8 @@ def select(
         accuracy=_accuracy(source),
         kinds=kinds,
         questions=bool(getattr(source, "questions", False)),
-        drawn=drawn,
+        drawn=lambda: valid_ones(shuffled(len(source), f"pool {seed}")),
+        behind=lambda: valid_ones(reversed(order[last:])),
     )
 
 

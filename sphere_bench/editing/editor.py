@@ -1,6 +1,6 @@
 """What an editor is, and what a run gives to it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,7 +51,11 @@ class EditingSetup:
         seed: the run's.
         pool: n valid requests of the whole dataset, drawn with the run's seed, whichever of them
             the run edits; fewer if there are fewer.
+        spare: n valid requests of the dataset that the run does not edit, the same however long it
+            is; fewer if there are fewer.
         tokens_per_batch: tokens in one forward, for ``models.batching.backing_off``.
+        ordinary_windows: returns the tokens of the text that ``second_moments`` are of, in rows of
+            one text each.
         held_out_moments: returns the same as ``second_moments`` over text that those are not of;
             empty where there is no such text.
         decompose: finds eigenvalues and eigenvectors of C, and keeps them for later runs.
@@ -65,5 +69,7 @@ class EditingSetup:
     seed: int
     pool: Callable[[int], Sequence[EditRequest]]
     tokens_per_batch: Budget
+    spare: Callable[[int], Sequence[EditRequest]] = lambda count: ()
+    ordinary_windows: Callable[[], Iterable[list[int]]] = tuple
     held_out_moments: Callable[[], Mapping[int, Tensor]] = dict
     decompose: Decompose = torch.linalg.eigh

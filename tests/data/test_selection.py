@@ -131,6 +131,20 @@ def test_the_pool_is_drawn_with_the_seed_and_apart_from_the_order_of_the_edits()
     assert min(counts.values()) > 70 and len(counts) == 4
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_spare_records_are_the_last_ones_however_long_the_run_is(shuffle: bool) -> None:
+    def chosen(total: int | None, count: int) -> tuple[list[str], list[str]]:
+        choices = {"total": total, "start": 3, "shuffle": shuffle, "on_invalid": "skip"}
+        dataset = select(Lazy(40), name="mine", **choices)  # type: ignore[arg-type]
+        return [record.request.case_id for record in dataset.records], ids(dataset.spare(count))
+
+    order, nothing = chosen(None, 5)
+    assert len(order) == 17 and nothing == []
+    for total in (1, 9, 12):
+        assert chosen(total, 5) == (order[:total], order[-5:])
+    assert chosen(14, 5) == (order[:14], order[14:])
+
+
 def test_an_invalid_record_stops_only_who_draws_it() -> None:
     drawn = set()
     for seed in range(20):

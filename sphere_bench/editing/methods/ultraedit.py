@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.batch import Batch
 from sphere_bench.editing.editor import EditingSetup
+from sphere_bench.editing.gradients import projection_rows
 from sphere_bench.errors import check_above, check_at_least
-from sphere_bench.geometry.energy import as_double
-from sphere_bench.models.batching import backing_off, pad_right, token_batches
-from sphere_bench.models.hooks import capture, probe_outputs, select_positions
+from sphere_bench.models.batching import backing_off
 from sphere_bench.models.tokens import Continuation, encode_continuation
 
 
@@ -60,16 +58,23 @@ class UltraEdit:
         check_at_least("editor.method.chunk", chunk, 1)
         self.learning_rate = learning_rate
         self.chunk = chunk
+        self._ridge = 1.0
         self._shapes = {
             layer: "x".join(map(str, weight.shape))
             for layer, weight in setup.weights.pretrained.items()
         }
-        self._moments = {shape: RunningMoments() for shape in self._shapes.values()}
+        self._moments: Mapping[str, RunningMoments] = {
+            shape: RunningMoments() for shape in self._shapes.values()
+        }
 
     def edit(self, batch: Batch) -> None:
+        self.write(batch, batch.requests)
+
+    def write(self, batch: Batch, requests: Sequence[EditRequest]) -> None:
+        """Write the update for ``requests`` as a part of ``batch``."""
         with batch.timed("keys"):
             features = backing_off(
-                lambda tokens: self.features(batch.requests, tokens), self.setup.tokens_per_batch
+                lambda tokens: self.features(requests, tokens), self.setup.tokens_per_batch
             )
         for hidden, gradients in features.layers.values():
             batch.check("key", hidden, features.owners)
@@ -91,17 +96,19 @@ class UltraEdit:
 
     def _update(self, layer: int, hidden: Tensor, gradients: Tensor) -> Tensor:
         """dW [d_out, d_in] from H [m, d_in] and the gradients [m, d_out]."""
-        normalized = self._moments[self._shapes[layer]].normalize(
-            torch.cat([hidden, gradients], dim=1)
-        )
+        normalized = self._normalized(layer, torch.cat([hidden, gradients], dim=1))
         width = hidden.shape[1]
         strengths = normalized[:, :width].square().sum(dim=1, keepdim=True)
         values = -self.learning_rate * strengths * normalized[:, width:]
         # (H^T H + I)^-1 H^T = H^T (H H^T + I)^-1; the second system is the smaller one.
         system = hidden @ hidden.T
-        system.diagonal().add_(1)
+        system.diagonal().add_(self._ridge)
         update: Tensor = torch.linalg.solve(system, values).T @ hidden
         return update
+
+    def _normalized(self, layer: int, rows: Tensor) -> Tensor:
+        """h' and g' of ``rows`` [m, d_in + d_out]."""
+        return self._moments[self._shapes[layer]].normalize(rows)
 
     def features(self, requests: Sequence[EditRequest], tokens_per_batch: int) -> Features:
         """The features of ``requests`` on the present model.
@@ -116,45 +123,12 @@ class UltraEdit:
             for request in requests
         ]
         chunks, shares = self._chunked(texts)
-        projections = {
-            layer: loaded.layout.projection(layer) for layer in self.setup.weights.layers
-        }
-        found: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in projections}
-        owners: list[int] = []
-        for group in token_batches([len(text.ids) - 1 for text in texts], tokens_per_batch):
-            places = [
-                (row, column, texts[index].ids[column + 1], index)
-                for row, index in enumerate(group)
-                for column in texts[index].predicting
-            ]
-            owners += [index for *_, index in places]
-            rows, columns, targets, indices = torch.tensor(places, device=loaded.device).T
-            tokens = pad_right([texts[index].ids[:-1] for index in group]).to(loaded.device)
-            with (
-                capture(projections, "input") as inputs,
-                probe_outputs(projections) as probes,
-                select_positions(loaded.layout.head, rows, columns),
-            ):
-                output = loaded.model(input_ids=tokens, use_cache=False)
-            nll = functional.cross_entropy(output.logits[0].float(), targets, reduction="none")
-            # A mean over the chunk, however it is spread over forwards.
-            loss = (nll * shares.to(nll)[indices]).sum()
-            layers = list(projections)
-            gradients = torch.autograd.grad(loss, [probes[layer] for layer in layers])
-            for layer, gradient in zip(layers, gradients, strict=True):
-                own = rows.to(gradient.device), columns.to(gradient.device)
-                hidden = as_double(inputs[layer].detach()[own])
-                found[layer].append((hidden, as_double(gradient[own])))
+        # A mean over the chunk, however it is spread over forwards.
+        found = projection_rows(loaded, self.setup.weights.layers, texts, shares, tokens_per_batch)
         return Features(
-            [requests[index] for index in owners],
-            chunks[owners].to(loaded.device),
-            {
-                layer: (
-                    torch.cat([hidden for hidden, _ in pairs]),
-                    torch.cat([g for _, g in pairs]),
-                )
-                for layer, pairs in found.items()
-            },
+            [requests[index] for index in found.owners],
+            chunks[found.owners].to(loaded.device),
+            found.layers,
         )
 
     def _chunked(self, texts: Sequence[Continuation]) -> tuple[Tensor, Tensor]:
@@ -173,21 +147,19 @@ class UltraEdit:
             self._moments[shape].load_state_dict(moments)
 
 
-def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The rows of all forwards, in two tensors."""
-    hidden, gradients = zip(*pairs, strict=True)
-    return torch.cat(hidden), torch.cat(gradients)
-
-
 class RunningMoments:
     """Mean and standard deviation of every column over all rows so far, as published.
 
     The rows of one update count n var to the sum of squares, var with the divisor n - 1, where
     Chan's update has (n - 1) var: the standard deviation is the larger the smaller the updates are.
     For a single row var is 0 / 0; it counts as 0 here, where the published code is NaN for good.
+
+    Args:
+        correction: var has the divisor n - ``correction``; 0 is Chan's update.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, correction: int = 1) -> None:
+        self.correction = correction
         self.count = torch.zeros((), dtype=torch.float64)
         self.mean = torch.zeros((), dtype=torch.float64)
         self.squares = torch.zeros((), dtype=torch.float64)
@@ -198,7 +170,9 @@ class RunningMoments:
         total = before + added
         mean = rows.mean(dim=0)
         shift = mean - self.mean.to(mean)
-        within = rows.var(dim=0) * added if added > 1 else torch.zeros_like(mean)
+        within = torch.zeros_like(mean)
+        if added > 1:
+            within = rows.var(dim=0, correction=self.correction) * added
         between = shift.square() * (before * added / total)
         self.squares = self.squares.to(mean) + within + between
         self.mean = self.mean.to(mean) + shift * (added / total)

@@ -10,7 +10,7 @@ from sphere_bench.data.corpus import KEY, Order, corpus_fingerprint, corpus_text
 from sphere_bench.editing.statistics.second_moments import MAX_LENGTH
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.sampling import self_written_texts
-from sphere_bench.models.tokens import encode
+from sphere_bench.models.tokens import encode, token_windows
 
 GENERATED = "generated"
 # In random order every eleventh text is held out: a tenth of what is read, however long that is.
@@ -69,6 +69,12 @@ class OrdinaryText:
         """The texts to read, until there are ``tokens`` of them."""
         texts = enumerate(ordinary_texts(loaded, self.corpus, order=self.order))
         return (text for index, text in texts if not self._holds_out(index))
+
+    def windows(self, loaded: LoadedModel) -> Iterator[list[int]]:
+        """The tokens that are read, in rows of one text each; see :func:`token_windows`."""
+        return token_windows(
+            loaded, self.read(loaded), self.tokens, self.max_length, self.tokens_per_text
+        )
 
     def held_out(self, loaded: LoadedModel) -> Iterator[str]:
         """Texts that are not read, nor equal to one that is; each text once.
