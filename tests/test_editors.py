@@ -9,11 +9,11 @@ import pandas
 import pytest
 
 from sphere_bench.commands.run import run
-from sphere_bench.config.composition import compose_config, groups
+from sphere_bench.config.composition import compose_config
 from sphere_bench.config.schema import Config
+from tests.every_editor import EDITORS, needs_peft
 from tests.golden_numbers import GOLDEN, NAMES
 
-EDITORS = groups()["editor"]
 # The golden models are small: few steps, their own lambda, statistics from a handful of texts.
 OVERRIDES = (
     "model.layers=[0,1,2]",
@@ -28,6 +28,9 @@ OVERRIDES = (
     "perplexity.tokens=50",
     "checkpoint.every=2",
 )
+OWN = {
+    "stableedit": ("editor.method.warmup_batches=2",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def composed(editor: str, sphere: str, records: Path, corpus: Path) -> Config:
     """The configuration; the model and the root of the run are to be set."""
     files = (f"dataset.path={records}", f"statistics.corpus={corpus}", "run.name=run")
-    return compose_config([f"editor={editor}", f"sphere={sphere}", *files, *OVERRIDES])
+    own = OWN.get(editor, ())
+    return compose_config([f"editor={editor}", f"sphere={sphere}", *files, *OVERRIDES, *own])
 
 
 @pytest.mark.parametrize("sphere", ["off", "paper"])
@@ -85,3 +89,26 @@ def test_three_batches(
         # PRUNE's deployed change is not the batch's own.
         if editor != "prune":
             assert (after["applied_norm"] < after["update_norm"]).all()
+
+
+# Of the other editors the golden numbers show that edits take.
+@pytest.mark.parametrize("sphere", ["off", "paper"])
+@pytest.mark.parametrize(
+    "editor",
+    [
+        *("simie", "betaedit", "lyaplock", "stableedit", "crispedit", "locft-bf-replay"),
+        pytest.param("lora", marks=needs_peft),
+    ],
+)
+def test_edits_take_on_the_bundled_model(editor: str, sphere: str, tmp_path: Path) -> None:
+    config = compose_config(
+        [
+            *(f"editor={editor}", f"sphere={sphere}", f"run.root={tmp_path}", "run.name=run"),
+            *("edits.total=15", "edits.batch_size=5", "values.contexts=['Nobody knew why. {}']"),
+            *("evaluation.every=3", "perplexity.tokens=50", "checkpoint.every=3"),
+        ]
+    )
+    run(config)
+    steps = pandas.read_parquet(tmp_path / "run" / "steps")
+    seen = steps[steps["scope"] == "seen"].set_index("step")["efficacy_success"]
+    assert seen[0] < 10 and seen[3] > 80

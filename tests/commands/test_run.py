@@ -13,9 +13,13 @@ from pandas.testing import assert_frame_equal
 from sphere_bench.cli import main
 from sphere_bench.editing.batch import Batch
 from sphere_bench.editing.locate_then_edit import LocateThenEdit
+from sphere_bench.editing.methods.crispedit import CrispEdit
+from sphere_bench.editing.methods.locft import LocFTReplay
+from sphere_bench.editing.methods.lora import Lora
 from sphere_bench.editing.methods.ultraedit import UltraEdit
 from sphere_bench.run_folder.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.run_folder.folder import RunFolder
+from tests.every_editor import needs_peft
 from tests.run_tables import TABLES, assert_same_tables, table, without_times
 
 QUICK = (
@@ -24,6 +28,15 @@ QUICK = (
 )
 STREAM = ("edits.total=8", "edits.batch_size=4", "evaluation.seen=5")
 THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=1")
+# Those that are not LocateThenEdit.
+# Those with an `edit` that is not LocateThenEdit's.
+EDITORS: dict[str, Any] = {
+    "ultraedit": UltraEdit,
+    "stableedit": UltraEdit,
+    "crispedit": CrispEdit,
+    "locft-bf-replay": LocFTReplay,
+    "lora": Lora,
+}
 
 
 def run(root: Path, *overrides: str) -> int:
@@ -118,10 +131,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
-# MEMIT has no memory; the others keep keys, unconditioned weights, moments or a norm.
+# MEMIT has no memory; the others keep keys, unconditioned weights, moments, a norm, an error,
+# curvature, edits or a generator.
 @pytest.mark.parametrize(
     "editor, stopped_in",
-    [("memit", 1), ("memit", 2), ("memit", 3), ("alphaedit", 3), ("prune", 3), ("ultraedit", 3)],
+    [
+        *(("memit", 1), ("memit", 2), ("memit", 3), ("alphaedit", 3), ("prune", 3)),
+        *(("ultraedit", 3), ("simie", 3), ("betaedit", 3), ("lyaplock", 3)),
+        *(("locft-bf-replay", 3), pytest.param("lora", 3, marks=needs_peft)),
+        ("crispedit", 3),
+        ("stableedit editor.method.warmup_batches=2", 3),
+        ("alphaedit editor.compensate=true transform=prune", 3),
+    ],
 )
 def test_an_interrupted_run_resumes_bit_for_bit(
     editor: str,
@@ -130,9 +151,10 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command = (*THREE_STEPS, f"editor={editor}", "sphere.basis=current", "run.name=three")
+    chosen = f"editor={editor}".split()
+    command = (*THREE_STEPS, *chosen, "sphere.basis=current", "run.name=three")
     calls = []
-    edit_class = UltraEdit if editor == "ultraedit" else LocateThenEdit
+    edit_class = EDITORS.get(chosen[0].removeprefix("editor="), LocateThenEdit)
     edit = edit_class.edit
 
     def stopping(self: Any, batch: Batch) -> None:

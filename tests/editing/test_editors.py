@@ -13,11 +13,14 @@ from sphere_bench.editing.editor import EditingSetup, Editor
 from sphere_bench.editing.locate_then_edit import LocateThenEdit
 from sphere_bench.editing.methods.encore import Encore
 from sphere_bench.editing.methods.fine_tuning import FineTuning
+from sphere_bench.editing.methods.locft import LocFTReplay
+from sphere_bench.editing.methods.lora import Lora
 from sphere_bench.editing.methods.rome import Rome
 from sphere_bench.editing.methods.ultraedit import RunningMoments, UltraEdit
 from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.editing.state import flatten_state, unflatten_state
+from sphere_bench.editing.training import Training
 from sphere_bench.editing.transforms import EditedWeight
 from sphere_bench.editing.values.norm_anchor import (
     NormAnchor,
@@ -27,6 +30,8 @@ from sphere_bench.editing.values.norm_anchor import (
 from sphere_bench.editing.values.solver import solve_target_values
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.scoring import score_targets
+from sphere_bench.models.tokens import Continuation
+from tests.every_editor import needs_peft
 from tests.golden_numbers import LAYERS, load_golden, relative_error
 
 
@@ -214,10 +219,14 @@ RESUMED: dict[str, Callable[[EditingSetup], Editor]] = {
     ),
     "encore": lambda given: Encore(given, LeastSquares(5.0, 10, remember="solved"), 1),
     "ultraedit": lambda given: UltraEdit(given, learning_rate=1e-4, chunk=2),
+    "lora": lambda given: Lora(given, steps=3, learning_rate=1e-3),
+    "locft-bf-replay": lambda given: LocFTReplay(given, steps=3, replay=1, chunk=2),
 }
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_peft if name == "lora" else ()) for name in RESUMED]
+)
 def test_a_resumed_editor_goes_on_as_the_first_one_would(name: str) -> None:
     def pipeline() -> EditingPipeline:
         given = setup()
@@ -244,15 +253,15 @@ def test_fine_tuning_backs_off_when_memory_runs_out(monkeypatch: pytest.MonkeyPa
         edit(FineTuning(given, steps=2, learning_rate=5e-3), given, given.pool(5))
         return given.weights.current[4]
 
-    whole, plain, sizes = tuned(), FineTuning._loss, []
+    whole, plain, sizes = tuned(), Training._loss, []
 
-    def tight(self: FineTuning, requests: Sequence[EditRequest], weights: object) -> Tensor:
-        sizes.append(len(requests))
-        if len(requests) > 3:
+    def tight(self: Training, texts: Sequence[Continuation], weights: object) -> Tensor:
+        sizes.append(len(texts))
+        if len(texts) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return plain(self, requests, weights)  # type: ignore[arg-type]
+        return plain(self, texts, weights)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FineTuning, "_loss", tight)
+    monkeypatch.setattr(Training, "_loss", tight)
     # Adam's first steps go by the gradients' signs: entries whose gradient is nearly 0 may differ.
     difference = (tuned() - whole).abs()
     assert sizes[:4] == [5, 2, 2, 1]

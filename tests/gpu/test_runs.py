@@ -18,6 +18,7 @@ from sphere_bench.editing.values.micro_batches import micro_batches
 from sphere_bench.editing.values.solver import ValueSettings, solve_target_values
 from sphere_bench.models.batching import Budget
 from sphere_bench.models.loading import load_model
+from tests.every_editor import EDITORS
 from tests.golden_numbers import LAYERS, load_golden
 from tests.gpu.conftest import Hold
 from tests.tiny_models import TOKENIZER
@@ -44,7 +45,11 @@ WIDE = (
     "editor.method.solver.null_space.rule=share",
     "editor.method.solver.null_space.threshold=0.5",
 )
-OWN = {"alphaedit": WIDE, "nas": (*WIDE, "editor.method.value_transform.pilots=2")}
+OWN = {
+    "alphaedit": WIDE,
+    "nas": (*WIDE, "editor.method.value_transform.pilots=2"),
+    "stableedit": ("editor.method.warmup_batches=2",),
+}
 # A batch whose activations are far larger than the model.
 LARGE = {
     "model_type": "llama",
@@ -63,7 +68,7 @@ def run(root: Path, device: torch.device, *overrides: str) -> None:
     assert main(["run", f"run.root={root}", f"device={device}", *SMALL, *overrides]) == 0
 
 
-@pytest.mark.parametrize("editor", groups()["editor"])
+@pytest.mark.parametrize("editor", EDITORS)
 def test_every_editor(editor: str, device: torch.device, tmp_path: Path) -> None:
     run(tmp_path, device, f"editor={editor}", "edits.total=4", *OWN.get(editor, ()))
     layers = pandas.read_parquet(tmp_path / "run" / "layers")

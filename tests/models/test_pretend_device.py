@@ -23,6 +23,7 @@ from sphere_bench.editing.statistics.texts import ordinary_texts
 from sphere_bench.editing.values.solver import ValueSettings, solve_target_values
 from sphere_bench.evaluation import fluency, generation
 from sphere_bench.models.loading import LoadedModel, wrap_model
+from tests.every_editor import EDITORS
 from tests.golden_numbers import load_golden
 from tests.models.pretend_device import (
     DEVICES,
@@ -73,6 +74,10 @@ OWN = {
     "encore": ("editor.method.argmax_hits=null",),
     "ft": (FEW_STEPS,),
     "ft-l": (FEW_STEPS,),
+    "locft-bf-replay": (FEW_STEPS,),
+    "lora": (FEW_STEPS,),
+    "crispedit": (FEW_STEPS, "model.editors.crispedit.layers=[1,2]", "statistics.tokens=100"),
+    "stableedit": ("editor.method.warmup_batches=10", "model.editors.stableedit.layers=[1,2]"),
 }
 # How often the host may wait in a batch of two iterations; reads in all, and for every layer.
 READS, READS_OF_A_LAYER, WRITES = 9, 14, 45
@@ -149,7 +154,7 @@ def test_an_iteration_of_the_value_solver_waits_once(loaded: LoadedModel) -> Non
     assert sum(number for (kind, _), number in iterations[0].items() if kind == "read") == 1
 
 
-@pytest.mark.parametrize("editor", groups()["editor"])
+@pytest.mark.parametrize("editor", EDITORS)
 def test_an_editor_stays_on_the_devices_and_goes_on_from_its_state(
     editor: str, loaded: LoadedModel, moments: Mapping[int, Tensor]
 ) -> None:
