@@ -15,6 +15,7 @@ from sphere_bench.editing.editor import EditingSetup, Editor
 from sphere_bench.editing.keys import BatchReader
 from sphere_bench.editing.locate_then_edit import LocateThenEdit
 from sphere_bench.editing.methods.fine_tuning import FineTuning
+from sphere_bench.editing.methods.locft import LocFTReplay
 from sphere_bench.editing.methods.rome import Rome
 from sphere_bench.editing.methods.ultraedit import UltraEdit
 from sphere_bench.editing.numerics import NonfiniteError, Numerics, requests_problem
@@ -44,6 +45,7 @@ EDITORS: dict[str, tuple[Callable[[EditingSetup], Editor], type[Prune] | None]] 
     "prune": (memit, Prune),
     "ultraedit": (lambda setup: UltraEdit(setup, learning_rate=1e-4), None),
     "ft": (lambda setup: FineTuning(setup, steps=2), None),
+    "locft-bf-replay": (lambda setup: LocFTReplay(setup, steps=2, replay=2), None),
 }
 
 
