@@ -16,12 +16,15 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from tests.fast import hurry
 
@@ -43,6 +46,9 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 def serve() -> None:
     """Answer requests until there are no more."""
     hurry()
+    # All forks share its usual lock: a child that is killed while it has it would stop the others.
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
     for name in IMPORTS:
         importlib.import_module(name)
     warm_up()
