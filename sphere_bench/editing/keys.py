@@ -123,12 +123,14 @@ def token_keys(
         for group in token_batches(list(map(len, texts)), size, launch_price(loaded.device)):
             tokens = pad_right([texts[index] for index in group])
             lengths = torch.tensor([len(texts[index]) for index in group])
-            real = torch.arange(tokens.shape[1]) < lengths[:, None]  # [b, s]
+            # Found here: a mask on the device would have to be waited for.
+            real = (torch.arange(tokens.shape[1]) < lengths[:, None]).nonzero().T  # [2, m]
             owners += [index for index in group for _ in texts[index]]
             with capture(projections, "input", stop=True) as captured:
                 loaded.model.base_model(input_ids=tokens.to(loaded.device), use_cache=False)
             for layer, seen in captured.items():
-                found[layer].append(seen[real.to(seen.device)].float())
+                rows, columns = real.to(seen.device)
+                found[layer].append(seen[rows, columns].float())
         return TokenKeys(owners, {layer: torch.cat(rows) for layer, rows in found.items()})
 
     return backing_off(read, tokens_per_batch)
