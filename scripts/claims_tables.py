@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas
@@ -21,7 +22,15 @@ from sphere_bench.report.intervals import holm_adjusted, mean_with_interval
 from sphere_bench.report.page import write_report
 from sphere_bench.report.reading import Run
 from sphere_bench.report.run_tables import runs_frame
-from sphere_bench.report.tables import Table, to_markdown
+from sphere_bench.report.tables import (
+    Column,
+    Table,
+    label,
+    number,
+    to_markdown,
+    with_interval,
+    write_p_value,
+)
 from sphere_bench.report.weight_tables import cosine_table, weight_table
 
 #: What is kept of a run: enough for every number of the page, and small.
@@ -41,9 +50,10 @@ def write_tables(
     Raises:
         SphereBenchError: no run has ended.
     """
-    for name in (*planned, *exploratory):
-        if (source / name).is_dir() and find_runs([str(source / name)]).runs[0].ended:
-            _keep(source / name, page / "runs" / name)
+    wanted = {*planned, *exploratory}
+    for run in find_runs([str(source)]).runs:
+        if run.ended and run.name in wanted:
+            _keep(source / run.name, page / "runs" / run.name)
     runs = find_runs([str(page / "runs")]).runs
     settings = settings_of(runs)
     effects(settings).to_csv(page / EFFECTS, index=False, float_format="%.6g")
@@ -69,9 +79,11 @@ def check_tables(page: Path, planned: Sequence[str]) -> list[str]:
         "README.md": _filled(said["README.md"], settings, planned),
     }
     return [
-        f"{name}, line {number}: {before!r} is {after!r} by the tables"
+        f"{name}, line {place}: {before!r} is {after!r} by the tables"
         for name in said
-        for number, (before, after) in enumerate(_lines(said[name], found[name]), start=1)
+        for place, (before, after) in enumerate(
+            zip_longest(said[name].splitlines(), found[name].splitlines(), fillvalue=""), start=1
+        )
         if before != after
     ]
 
@@ -183,20 +195,20 @@ def _runs_block(settings: Sequence[Setting], planned: Sequence[str]) -> str:
 
 def _effects_block(table: pandas.DataFrame) -> str:
     """The headline's effects, and what each of them says by the protocol's rule."""
-    lines = [
-        "| dataset | editor | SPHERE | seeds | edits | measure | metric | points | 95 % | p | |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    rows = table[table["measure"].isin(["success", "accuracy", "generation"])]
+    columns = [
+        label("Dataset", "dataset"),
+        label("Editor", "editor"),
+        label("SPHERE", "variant"),
+        label("Measure", "measure"),
+        label("Metric", "metric"),
+        number("Seeds", "seeds", 0),
+        number("Edits", "edits", 0),
+        Column("Points", lambda row: with_interval(row["points"], row["low"], row["high"])),
+        Column("p", lambda row: write_p_value(row["p_holm"])),
+        Column("", lambda row: verdict(row["points"], row["p_holm"]), numeric=False),
     ]
-    for row in table[table["measure"].isin(["success", "accuracy", "generation"])].itertuples():
-        known = not math.isnan(row.low)
-        interval = f"{row.low:+.1f} to {row.high:+.1f}" if known else ""
-        p_value = f"{row.p_holm:.3f}" if known else ""
-        lines.append(
-            f"| {row.dataset} | {row.editor} | {row.variant} | {row.seeds} | {row.edits} "
-            f"| {row.measure} | {row.metric} | {row.points:+.1f} | {interval} | {p_value} "
-            f"| {verdict(row.points, row.p_holm)} |"
-        )
-    return "\n".join(lines)
+    return to_markdown(Table("effects", "What SPHERE changes", rows.reset_index(), columns))
 
 
 def verdict(points: float, p_holm: float) -> str:
@@ -223,11 +235,3 @@ def _keep(folder: Path, target: Path) -> None:
             shutil.copytree(source, target / name)
         elif source.is_file():
             shutil.copy(source, target / name)
-
-
-def _lines(said: str, found: str) -> Iterator[tuple[str, str]]:
-    before, after = said.splitlines(), found.splitlines()
-    length = max(len(before), len(after))
-    yield from zip(
-        before + [""] * (length - len(before)), after + [""] * (length - len(after)), strict=True
-    )
