@@ -157,6 +157,7 @@ def build_probe_setup(
         seed=config.seed,
         tokens_per_batch=Budget(config.evaluation.tokens_per_batch),
         texts=texts,
+        cache=cache_folder(config.statistics.cache),
     )
 
 

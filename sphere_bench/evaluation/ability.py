@@ -4,12 +4,14 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from sphere_bench.errors import SphereBenchError, check_at_least
 from sphere_bench.evaluation import harness
 from sphere_bench.evaluation.columns import Column, Declared, Table
+from sphere_bench.evaluation.kept_answers import answers_file
 from sphere_bench.evaluation.probe import Findings, Moment, ProbeSetup
 from sphere_bench.evaluation.scopes import check_sizes
 from sphere_bench.models.batching import Budget, backing_off
@@ -34,6 +36,9 @@ ABILITIES = Table(
 
 class Ability:
     """Asks tasks of lm-eval, EleutherAI's evaluation harness, on the model in memory.
+
+    What the unedited model answers is kept in the setup's cache: it is the same in every run of a
+    sweep, and a large part of what the probe costs.
 
     Args:
         setup: the run's model.
@@ -73,6 +78,7 @@ class Ability:
             )
         check_at_least(f"{KEY}.rows_per_batch", rows_per_batch, 1)
         self.loaded = setup.loaded
+        self.cache = setup.cache
         self.items = items
         self.apply_chat_template = apply_chat_template
         self._rows = Budget(rows_per_batch)
@@ -93,7 +99,8 @@ class Ability:
         rows = []
         for name, tasks in self._tasks.items():
             started = perf_counter()
-            scores = backing_off(partial(self._scores, name, tasks), self._rows, "rows")
+            kept = self._kept_answers(name) if moment.step == 0 else None
+            scores = backing_off(partial(self._scores, name, tasks, kept), self._rows, "rows")
             seconds = perf_counter() - started
             rows += [
                 {**score._asdict(), "chance": self._chance(score), "seconds": seconds}
@@ -101,9 +108,20 @@ class Ability:
             ]
         return Findings(tables={ABILITIES.name: rows})
 
-    def _scores(self, name: str, tasks: Any, rows: int) -> list[harness.Score]:
+    def _kept_answers(self, name: str) -> Path | None:
+        """The file of the unedited model's answers to a task."""
+        if self.cache is None:
+            return None
+        asked = (name, self.items, self.apply_chat_template, self._rows.size)
+        return answers_file(self.cache, self.loaded, *asked)
+
+    def _scores(
+        self, name: str, tasks: Any, kept_answers: Path | None, rows: int
+    ) -> list[harness.Score]:
         try:
-            return harness.scores(self.loaded, tasks, self.items, rows, self.apply_chat_template)
+            return harness.scores(
+                self.loaded, tasks, self.items, rows, self.apply_chat_template, kept_answers
+            )
         # A prompt that is too long for the model, for instance.
         except (AssertionError, ValueError, KeyError, IndexError, TypeError) as error:
             raise SphereBenchError(f"{KEY}: lm-eval fails on {name}: {error}") from error

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.evaluation.kept_answers import remembering
 from sphere_bench.models.loading import LoadedModel
 
 #: The YAML files of the tasks that come with this package.
@@ -114,7 +115,12 @@ class Tasks:
 
 
 def scores(
-    loaded: LoadedModel, tasks: Any, items: int | None, rows: int, apply_chat_template: bool = False
+    loaded: LoadedModel,
+    tasks: Any,
+    items: int | None,
+    rows: int,
+    apply_chat_template: bool = False,
+    kept_answers: Path | None = None,
 ) -> list[Score]:
     """What the model scores on one of :attr:`Tasks.loaded`.
 
@@ -124,6 +130,10 @@ def scores(
         items: of each task, the first ones; ``None`` is all.
         rows: in one forward.
         apply_chat_template: every prompt is a user's turn in the tokenizer's chat template.
+        kept_answers: a file of answers that the same model gave; those that it lacks are added.
+
+    Raises:
+        SphereBenchError: that file cannot be written.
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -137,13 +147,14 @@ def scores(
             task.set_fewshot_seed(seed=_OTHER_SEED)
         # A copy of the tokenizer: a padding token and side are set.
         model = HFLM(loaded.model, tokenizer=deepcopy(loaded.tokenizer), batch_size=rows)
-        found = evaluate(
-            model,
-            tasks,
-            limit=items,
-            bootstrap_iters=RESAMPLES,
-            apply_chat_template=apply_chat_template,
-        )
+        with remembering(model, kept_answers) as asked:
+            found = evaluate(
+                asked,
+                tasks,
+                limit=items,
+                bootstrap_iters=RESAMPLES,
+                apply_chat_template=apply_chat_template,
+            )
         return list(_read(found, tasks["tasks"]))
 
 

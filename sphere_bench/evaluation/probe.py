@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from sphere_bench.data.records import EditDataset
@@ -24,6 +25,7 @@ class ProbeSetup:
         seed: the run's.
         tokens_per_batch: padded tokens in one forward, see ``models.batching``.
         texts: a corpus, and the configuration's key that names it, to its texts.
+        cache: a folder for what runs of one model need not measure again; ``None`` is none.
     """
 
     loaded: LoadedModel
@@ -32,6 +34,7 @@ class ProbeSetup:
     seed: int
     tokens_per_batch: Budget
     texts: Callable[[str, str], Iterable[str]]
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)

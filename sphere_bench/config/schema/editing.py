@@ -150,8 +150,9 @@ class StatisticsConfig:
         tokens_per_text: at most so many tokens of one text, from its beginning; null is no limit.
         max_length: tokens in a window; a longer text is cut.
         tokens_per_batch: padded tokens in one forward; halved when memory runs out.
-        cache: folder of finished statistics; null is ``statistics`` in ``$SPHERE_BENCH_CACHE``, or
-            in ``~/.cache/sphere-bench``.
+        cache: folder of finished statistics, and of what the unedited model answers in
+            ``probes.ability``; null is ``statistics`` in ``$SPHERE_BENCH_CACHE``, or in
+            ``~/.cache/sphere-bench``.
         precision: dtype of the forwards; null is ``model.dtype``.
         path: a file or a folder with second moments that exist already; then no text is read. Those
             that ROME, MEMIT and AlphaEdit publish are ``.npz`` files, one for each layer, with the
