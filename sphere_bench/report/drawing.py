@@ -109,7 +109,8 @@ class Drawing:
         if engine is not None:
             with style():
                 engine.execute(self.figure)
-            self.figure.set_layout_engine("none")
+            # Not "none", a stand-in for which each file would be drawn twice.
+            self.figure.set_layout_engine(None)
 
     @property
     def svg(self) -> str:
