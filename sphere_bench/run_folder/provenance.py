@@ -46,7 +46,7 @@ def collect(*, config: Mapping[str, Any], device: str) -> dict[str, Any]:
     return {
         "started_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **versions(),
-        "git": git_state(),
+        "git": _own_git_state(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
@@ -93,6 +93,12 @@ def git_state() -> dict[str, Any] | None:
         }
     except (OSError, subprocess.SubprocessError, UnicodeError):
         return None
+
+
+@cache
+def _own_git_state() -> dict[str, Any] | None:
+    """Asked once: whatever becomes of the checkout, a process runs the code that it began with."""
+    return git_state()
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -20,6 +20,12 @@ def test_provenance_says_which_code_and_machine_made_the_numbers():
     json.dumps(facts)
 
 
+def test_the_code_is_that_with_which_the_process_began(monkeypatch):
+    before = collect(config=CONFIG, device="cpu")["git"]
+    monkeypatch.setattr(provenance, "_git", lambda *_: "another commit")
+    assert collect(config=CONFIG, device="cpu")["git"] == before
+
+
 def test_another_device_or_number_of_threads_is_named_and_what_is_not_known_is_not():
     before = {"threads": 1, "device": {"torch_device": "cpu", "name": None}, "git": None}
     assert other_machine(before, dict(before)) is None
@@ -33,6 +39,7 @@ def test_provenance_never_fails(monkeypatch):
         raise OSError("no git here")
 
     monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(provenance, "_own_git_state", git_state)  # nothing of an earlier run
     monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package-at-all",))
     facts = collect(config={}, device="cuda:99")
     assert facts["git"] is None
