@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -171,12 +172,18 @@ def _filled(text: str, settings: Sequence[Setting], planned: Sequence[str]) -> s
     blocks = {
         "runs": _runs_block(settings, planned),
         "claim1": _effects_block(effects(settings)),
-        "claim2": _tables_block(settings, lambda each: each_runs_table(each, SCOPE, True)),
+        "claim2": _tables_block(settings, _energy_and_score),
         "warning": _tables_block(settings, early_warning_table),
         "claim3": _tables_block(settings, ability_table),
         "angles": _tables_block(settings, _angles),
     }
     return _BLOCK.sub(lambda block: f"{block[1]}{blocks[block[2]]}\n{block[3]}", text)
+
+
+def _energy_and_score(setting: Setting) -> Table:
+    """Each run's correlation of changes, for the metric that the protocol counts."""
+    table = each_runs_table(setting, SCOPE, True)
+    return replace(table, rows=table.rows[table.rows["metric"] == setting.overall])
 
 
 def _angles(setting: Setting) -> Table | None:
