@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
@@ -30,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # The workers of pytest-xdist share the cores already.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.pop("SPHERE_BENCH_DEBUG", None)
+    os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("matplotlibrc"))
     hurry()
     # A shell may have started the tests in the background, with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -28,8 +28,10 @@ OVERRIDES = (
     "perplexity.tokens=50",
     "checkpoint.every=2",
 )
+FEW_STEPS = ("editor.method.steps=5",)
 OWN = {
     "stableedit": ("editor.method.warmup_batches=2",),
+    **dict.fromkeys(("crispedit", "locft-bf-replay", "lora"), FEW_STEPS),
 }
 
 

@@ -28,7 +28,6 @@ QUICK = (
 )
 STREAM = ("edits.total=8", "edits.batch_size=4", "evaluation.seen=5")
 THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=1")
-# Those that are not LocateThenEdit.
 # Those with an `edit` that is not LocateThenEdit's.
 EDITORS: dict[str, Any] = {
     "ultraedit": UltraEdit,
@@ -138,8 +137,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     [
         *(("memit", 1), ("memit", 2), ("memit", 3), ("alphaedit", 3), ("prune", 3)),
         *(("ultraedit", 3), ("simie", 3), ("betaedit", 3), ("lyaplock", 3)),
-        *(("locft-bf-replay", 3), pytest.param("lora", 3, marks=needs_peft)),
-        ("crispedit", 3),
+        ("locft-bf-replay editor.method.steps=4", 3),
+        pytest.param("lora editor.method.steps=4", 3, marks=needs_peft),
+        ("crispedit editor.method.steps=4", 3),
         ("stableedit editor.method.warmup_batches=2", 3),
         ("alphaedit editor.compensate=true transform=prune", 3),
     ],
