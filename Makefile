@@ -34,7 +34,6 @@ gpu-packages: ## put what `make gpu` needs besides torch into build/gpu-packages
 
 claims: $(VENV)/.installed-dev ## answer the three claims on a real model; goes on where it was cut off
 	$(BIN)/python -m scripts.claims run $(ARGS)
-	$(BIN)/python -m scripts.claims tables
 
 claims-check: $(VENV)/.installed ## recompute every number of results/claims from its tables
 	$(BIN)/python -m scripts.claims check

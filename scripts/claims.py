@@ -1,16 +1,18 @@
 """Answer the three claims on a real model: make the runs, draw the tables, check the numbers.
 
-    python -m scripts.claims run --model FOLDER --data FOLDER   # resumes what is there
-    python -m scripts.claims tables                             # results/claims from the ended runs
-    python -m scripts.claims check                              # recomputes results/claims
+    python -m scripts.claims run      # goes on with what is there, and makes the tables
+    python -m scripts.claims tables   # results/claims from the runs that have ended
+    python -m scripts.claims check    # recomputes every number of results/claims
 
 `--model` is what scripts/fetch_smollm2.py writes. `--data` holds `counterfact_easyedit.json`,
 `zsre_mend.json` and `downstream/`, the four files of the paper's tasks. What is run, and how it is
-decided, stands in results/claims/PROTOCOL.md; `make claims` does the first two.
+decided, stands in results/claims/PROTOCOL.md; `make claims` is the first. Two of them at a time
+share the runs.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,16 +20,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.claims_tables import check_tables, write_tables
+from scripts.claims_tables import Names, check_fit_to_publish, check_tables, write_tables
 from sphere_bench.data.facts import fact_of, target_of
 from sphere_bench.data.record_file import RecordFile
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.files import atomic_file
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "results" / "claims-runs"
 PAGE = ROOT / "results" / "claims"
+#: CounterFact's records that have been used for choices: so many from the beginning of those
+#: without conflicts, and those from this one of the file on, which `calibrate` takes.
+CHOICES = 4000
+CALIBRATION = 19_970
 #: Passages that perplexity is taken on, so many from the end; the others are ordinary text.
 HELD_OUT_PASSAGES = 200
+SEEDS = (0, 1, 2)
 THREE_SEEDS = ("memit", "memit-seq", "rect", "alphaedit")
 ONE_SEED = ("prune", "ft")
 PUBLISHED_CODE = ("memit", "alphaedit")
@@ -66,7 +74,7 @@ def plan() -> Iterator[Planned]:
     for editor in ZSRE:
         for sphere in ("off", "paper"):
             yield Planned("zsre", editor, sphere, 0)
-    for seed in (1, 2):
+    for seed in SEEDS[1:]:
         for editor in THREE_SEEDS:
             for sphere in ("off", "paper"):
                 yield Planned("counterfact", editor, sphere, seed)
@@ -80,27 +88,44 @@ def sweep() -> Iterator[Planned]:
         yield Planned("counterfact", "memit", "paper", 0, eta=eta)
 
 
+def names() -> Names:
+    """Of the planned runs, and of the sweep's with the run that they are compared with."""
+    explored = [run.name for run in sweep()]
+    baseline = Planned("counterfact", "memit", "off", 0).name
+    return Names([run.name for run in plan()], [baseline, *explored], THREE_SEEDS)
+
+
 def prepare(data: Path, inputs: Path) -> None:
     """Write what the runs read: records without conflicts, and the two parts of the passages.
+
+    Each seed has CounterFact records of its own; none of them has been used for a choice.
 
     Raises:
         SphereBenchError: a file is not there or not of its format.
     """
     inputs.mkdir(parents=True, exist_ok=True)
-    _write_json(inputs / "counterfact.json", without_conflicts(data / "counterfact_easyedit.json"))
-    _write_json(inputs / "zsre.json", without_conflicts(data / "zsre_mend.json"))
+    found = without_conflicts(data / "counterfact_easyedit.json")
+    unused = [record for index, record in list(found.items())[CHOICES:] if index < CALIBRATION]
+    for seed in SEEDS:
+        _write(inputs / f"counterfact-{seed}.json", _as_json(unused[seed :: len(SEEDS)]))
+    records = without_conflicts(data / "zsre_mend.json")
+    _write(inputs / "zsre-0.json", _as_json(list(records.values())))
     passages = data / "downstream" / "test-ClosedDomainQA.jsonl"
     try:
         lines = passages.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise SphereBenchError(f"{passages}: {error.strerror}: name --data") from error
     texts = list(dict.fromkeys(json.loads(line)["passage"] for line in lines))
-    _write_texts(inputs / "ordinary.jsonl", texts[:-HELD_OUT_PASSAGES])
-    _write_texts(inputs / "perplexity.jsonl", texts[-HELD_OUT_PASSAGES:])
+    _write(inputs / "ordinary.jsonl", _as_lines(texts[:-HELD_OUT_PASSAGES]))
+    _write(inputs / "perplexity.jsonl", _as_lines(texts[-HELD_OUT_PASSAGES:]))
 
 
-def without_conflicts(file: Path) -> list[object]:
-    """The file's valid records whose fact has one target only, as MultiCounterFact has them."""
+def without_conflicts(file: Path) -> dict[int, object]:
+    """The file's valid records whose fact has one target only, as MultiCounterFact has them.
+
+    Returns:
+        A record's place in the file to the record.
+    """
     dataset = RecordFile(str(file))
     raw = json.loads(file.read_text(encoding="utf-8"))
     facts, targets = {}, defaultdict(set)
@@ -111,7 +136,7 @@ def without_conflicts(file: Path) -> list[object]:
             continue
         facts[index] = fact_of(request)
         targets[facts[index]].add(target_of(request))
-    return [raw[index] for index, fact in facts.items() if len(targets[fact]) == 1]
+    return {index: raw[index] for index, fact in facts.items() if len(targets[fact]) == 1}
 
 
 def overrides(run: Planned, model: Path, data: Path) -> list[str]:
@@ -123,13 +148,13 @@ def overrides(run: Planned, model: Path, data: Path) -> list[str]:
         f"sphere={run.sphere}",
         f"seed={run.seed}",
         f"dataset={run.dataset}",
-        f"dataset.path={_relative(inputs / (run.dataset + '.json'))}",
+        f"dataset.path={_relative(inputs / f'{run.dataset}-{run.seed}.json')}",
         f"model.path={_relative(model)}",
         f"statistics.corpus={_relative(inputs / 'ordinary.jsonl')}",
         f"perplexity.corpus={_relative(inputs / 'perplexity.jsonl')}",
         f"probes.ability.data_path={_relative(data / 'downstream')}",
-        # There are 800 records, none of which has been used for a choice.
-        *(["edits.start=0", "edits.total=800"] if run.dataset == "zsre" else []),
+        # There are no more.
+        *(["edits.total=800"] if run.dataset == "zsre" else []),
         *run.swept,
     ]
 
@@ -141,13 +166,24 @@ def make_runs(runs: Iterable[Planned], model: Path, data: Path) -> int:
     for run in runs:
         command = [sys.executable, "-m", "sphere_bench", "run", "experiment=claims"]
         print(f"== {run.name}", flush=True)
-        if subprocess.run(
-            [*command, *overrides(run, model, data)], cwd=ROOT, check=False
-        ).returncode:
+        # The last bits of a run depend on the number of threads, so that all have the same.
+        ended = subprocess.run(
+            [*command, *overrides(run, model, data)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        if ended.returncode:
             failed.append(run.name)
     for name in failed:
         print(f"failed: {name}", file=sys.stderr)
     return len(failed)
+
+
+def draw_tables() -> None:
+    """Make results/claims from the runs that have ended."""
+    write_tables(PAGE, RUNS, names())
+    check_fit_to_publish(PAGE)
 
 
 def main() -> int:
@@ -165,11 +201,13 @@ def main() -> int:
         if options.verb == "run":
             chosen = sweep() if options.explore else plan()
             runs = [run for run in chosen if options.only in run.name]
-            return min(make_runs(runs, options.model, options.data), 1)
+            failed = make_runs(runs, options.model, options.data)
+            draw_tables()
+            return min(failed, 1)
         if options.verb == "tables":
-            write_tables(PAGE, RUNS, [run.name for run in plan()], [run.name for run in sweep()])
+            draw_tables()
             return 0
-        differing = check_tables(PAGE, [run.name for run in plan()])
+        differing = check_tables(PAGE, names())
     except SphereBenchError as error:
         print(f"claims: {error}", file=sys.stderr)
         return 1
@@ -184,13 +222,20 @@ def _relative(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def _write_json(file: Path, records: list[object]) -> None:
-    file.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+def _write(file: Path, text: str) -> None:
+    """Replace a file, unless it is the same: a run that is going on may read it."""
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        with atomic_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
-def _write_texts(file: Path, texts: list[str]) -> None:
+def _as_json(records: list[object]) -> str:
+    return json.dumps(records, ensure_ascii=False)
+
+
+def _as_lines(texts: list[str]) -> str:
     lines = (json.dumps({"text": text}, ensure_ascii=False) for text in texts)
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -2,34 +2,41 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
 from scipy import stats
 
-from scripts.claims import Planned, overrides, plan, prepare, sweep
-from scripts.claims_tables import check_tables, effects, p_value, verdict, write_tables
+from scripts import claims
+from scripts.claims import Planned, names, overrides, plan, prepare, sweep
+from scripts.claims_effects import _adjusted, effects, p_value, verdict
+from scripts.claims_tables import Names, check_fit_to_publish, check_tables, write_tables
 from sphere_bench.cli import main
 from sphere_bench.config.composition import compose_config
+from sphere_bench.errors import SphereBenchError
 from sphere_bench.report.comparing import settings_of
 from sphere_bench.report.finding import find_runs
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
-NAMES = [f"{sphere}-seed{seed}" for seed in SEEDS for sphere in ("off", "paper")]
-BLOCKS = ("runs", "claim1", "claim2", "warning", "claim3", "angles")
+PLANNED = [f"{sphere}-seed{seed}" for seed in SEEDS for sphere in ("off", "paper")]
+NAMES = Names(PLANNED, ["off-seed0", "explored"], ["memit"])
+BLOCKS = ("runs", "claim1", "claim2", "warning", "claim3", "angles", "explored")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of a small experiment; the last pair has not been made."""
     root = tmp_path_factory.mktemp("claims")
-    for name in NAMES[:-2]:
-        sphere, seed = name.split("-seed")
+    for name in (*PLANNED[:-2], "explored"):
+        sphere, _, seed = ("paper", "", "0") if name == "explored" else name.partition("-seed")
         settings = ["edits.total=4", "edits.batch_size=2", "edits.shuffle=true"]
         settings += ["model.values.steps=4", "values.contexts=['{}']", "perplexity.tokens=20"]
+        settings += ["sphere.alpha=0.3"] if name == "explored" else []
         place = [f"run.root={root}", f"run.name={name}", f"sphere={sphere}", f"seed={seed}"]
         assert main(["run", *settings, *place]) == 0
     return root
@@ -68,7 +75,9 @@ def test_what_is_said_of_a_run_is_what_it_is(run: Planned, tmp_path: Path) -> No
     assert config.sphere.alpha == (published if run.alpha is None else run.alpha)
 
 
-def test_prompts_with_two_targets_are_left_out(tmp_path: Path) -> None:
+def test_prompts_with_two_targets_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = {"rephrase_prompt": "A?", "locality_prompt": "B?", "locality_ground_truth": "b"}
     facts = [("Ann lives in", "Rome"), ("Bob lives in", "Oslo"), ("ann  lives in", "Bern")]
     facts += [("Eve lives in", "Kyiv"), ("Eve lives in", "kyiv")]  # the same target twice
@@ -83,9 +92,10 @@ def test_prompts_with_two_targets_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "downstream" / "test-ClosedDomainQA.jsonl"
     file.write_text("\n".join(passages), encoding="utf-8")
 
+    monkeypatch.setattr(claims, "CHOICES", 0)
     prepare(tmp_path, tmp_path / "inputs")
 
-    left = json.loads((tmp_path / "inputs" / "counterfact.json").read_text(encoding="utf-8"))
+    left = json.loads((tmp_path / "inputs" / "zsre-0.json").read_text(encoding="utf-8"))
     assert left == [records[1], records[3], records[4]]
     texts = {
         name: pandas.read_json(tmp_path / "inputs" / f"{name}.jsonl", lines=True)["text"]
@@ -95,8 +105,38 @@ def test_prompts_with_two_targets_are_left_out(tmp_path: Path) -> None:
     assert not set(texts["ordinary"]) & set(texts["perplexity"])
 
 
+def test_no_two_seeds_share_a_record_and_none_was_used_for_a_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"rephrase_prompt": "A?", "locality_prompt": "B?", "locality_ground_truth": "b"}
+    everyone = [
+        {**record, "prompt": f"P{place} is", "subject": f"P{place}", "target_new": "here"}
+        for place in range(20)
+    ]
+    everyone[1]["prompt"] = "nowhere"  # the subject is not in it: not valid
+    for name in ("counterfact_easyedit", "zsre_mend"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(everyone), encoding="utf-8")
+    (tmp_path / "downstream").mkdir()
+    (tmp_path / "downstream" / "test-ClosedDomainQA.jsonl").write_text('{"passage": "One."}')
+    monkeypatch.setattr(claims, "CHOICES", 5)
+    monkeypatch.setattr(claims, "CALIBRATION", 15)
+
+    prepare(tmp_path, tmp_path / "inputs")
+
+    parts = [
+        json.loads((tmp_path / "inputs" / f"counterfact-{seed}.json").read_text(encoding="utf-8"))
+        for seed in SEEDS
+    ]
+    # The first five that are valid are 0 and 2 to 5.
+    assert sorted(each["subject"] for part in parts for each in part) == sorted(
+        f"P{place}" for place in range(6, 15)
+    )
+    assert [len(part) for part in parts] == [3, 3, 3]
+
+
 def test_effects_are_paired_differences_over_seeds(page: Path) -> None:
-    found = effects(settings_of(find_runs([str(page / "runs")]).runs))
+    runs = find_runs([str(page / "runs")]).runs
+    found = effects(settings_of([run for run in runs if run.name in PLANNED]), ["memit"])
 
     def last(name: str, column: str) -> float:
         steps = pandas.read_parquet(page / "runs" / name / "steps")
@@ -105,8 +145,13 @@ def test_effects_are_paired_differences_over_seeds(page: Path) -> None:
     def at_the_end(sphere: str, column: str) -> list[float]:
         return [last(f"{sphere}-seed{seed}", column) for seed in SEEDS[:2]]
 
-    rows = found.set_index(["measure", "metric"])
-    assert set(rows["seeds"]) == {2} and set(rows["edits"]) == {4}
+    assert set(found["seeds"]) == {2} and set(found["edits"]) == {4}
+    # Two pairs are none too few for an interval and too few for a test.
+    assert found["low"].notna().all() and found["p_holm"].isna().all()
+    # The mean over one editor is that editor.
+    assert list(found["editor"].unique()) == ["memit", "average"]
+    rows = found.drop(columns="editor").drop_duplicates().set_index(["measure", "metric"])
+    assert len(rows) == len(found) / 2
     score = rows.loc[("success", "score")]
     without, with_sphere = (at_the_end(sphere, "score_success") for sphere in ("off", "paper"))
     assert score["points"] == pytest.approx(sum(with_sphere) / 2 - sum(without) / 2)
@@ -120,28 +165,100 @@ def test_effects_are_paired_differences_over_seeds(page: Path) -> None:
     assert [ratio["low"], ratio["high"]] == pytest.approx([interval.low, interval.high])
 
 
+def changed(page: Path, name: str, change: Any) -> None:
+    """Change a kept run's table of steps."""
+    (part,) = (page / "runs" / name / "steps").iterdir()
+    change(pandas.read_parquet(part)).to_parquet(part, index=False)
+
+
+def test_a_number_that_is_missing_at_the_end_is_no_answer(page: Path, tmp_path: Path) -> None:
+    page = shutil.copytree(page, tmp_path / "page")
+    changed(page, "off-seed1", lambda steps: steps.assign(perplexity=math.inf))
+    changed(page, "paper-seed1", lambda steps: steps.assign(score_success=math.nan))
+    runs = find_runs([str(page / "runs")]).runs
+    found = effects(settings_of([run for run in runs if run.name in PLANNED]), ["memit"])
+    rows = found[found["editor"] == "memit"].set_index(["measure", "metric"])
+    for quantity in (("perplexity", "log_ratio"), ("success", "score")):
+        assert math.isnan(rows.loc[quantity, "points"]) and rows.loc[quantity, "seeds"] == 2
+        assert verdict(*quantity[:1], math.nan, math.nan) == "not measured in all runs"
+    assert not math.isnan(rows.loc[("success", "efficacy"), "points"])
+
+
+def test_runs_of_a_pair_on_other_threads_are_refused(page: Path, tmp_path: Path) -> None:
+    page = shutil.copytree(page, tmp_path / "page")
+    file = page / "runs" / "off-seed0" / "provenance.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "threads": 7}))
+    with pytest.raises(SphereBenchError, match="paper-seed0: its threads are not those of off-s"):
+        check_tables(page, NAMES)
+
+
 def test_p_is_that_of_the_t_behind_the_interval() -> None:
     without, with_sphere = [50.0, 61.0, 47.5], [58.0, 64.0, 53.0]
     test = stats.ttest_rel(with_sphere, without)
     high = test.confidence_interval().high
     assert p_value(5.5, high, 3) == pytest.approx(test.pvalue)
     assert math.isnan(p_value(5.5, math.nan, 1))
+    assert math.isnan(p_value(5.5, 20.0, 2))  # too few pairs
+    assert math.isnan(p_value(5.5, 5.5, 3))  # all pairs differ by the same
+
+
+def test_a_test_that_is_missing_counts_in_its_family() -> None:
+    run_of = iter((0.01, 0.02, math.nan))
+    rows = [
+        {"editor": editor, "measure": "success", "metric": "score", "p_holm": next(run_of)}
+        for editor in ("memit", "rect", "alphaedit")
+    ]
+    rows += [{"editor": "average", "measure": "success", "metric": "score", "p_holm": 0.03}]
+    rows += [{"editor": "average", "measure": "accuracy", "metric": "score", "p_holm": 0.03}]
+    adjusted = _adjusted(pandas.DataFrame(rows), editors=4)
+    assert adjusted.to_list()[:2] == pytest.approx([0.04, 0.06])
+    assert adjusted[3] == 0.03 and adjusted[[2, 4]].isna().all()
 
 
 @pytest.mark.parametrize(
-    ("points", "p_holm", "said"),
-    [(8.0, 0.04, "better"), (-8.0, 0.04, "worse"), (8.0, 0.06, "no answer")],
+    ("measure", "points", "p_holm", "said"),
+    [
+        ("success", 8.0, 0.04, "better"),
+        ("success", -8.0, 0.04, "worse"),
+        ("perplexity", -0.5, 0.04, "better"),
+        ("success", 8.0, 0.06, "no answer"),
+        ("success", 8.0, math.nan, "no test"),
+    ],
 )
-def test_a_difference_is_an_answer_at_five_percent(points: float, p_holm: float, said: str) -> None:
-    assert verdict(points, p_holm) == said
-    assert verdict(points, math.nan) == "one seed: no test"
+def test_a_difference_is_an_answer_at_five_percent(
+    measure: str, points: float, p_holm: float, said: str
+) -> None:
+    assert verdict(measure, points, p_holm) == said
 
 
 def test_the_page_says_what_is_missing_and_is_its_own_proof(page: Path) -> None:
     text = (page / "README.md").read_text(encoding="utf-8")
     assert "4 of 6 runs have ended." in text
     assert "Missing: `off-seed2`, `paper-seed2`." in text
+    assert "lacks" not in text  # what is not kept is not missing
     assert check_tables(page, NAMES) == []
+
+
+def test_what_was_explored_stands_apart(page: Path) -> None:
+    text = (page / "README.md").read_text(encoding="utf-8")
+    planned, explored = text.split("# explored")
+    assert "alpha" not in planned and "alpha" not in (page / "effects.csv").read_text()
+    (row,) = (line for line in explored.splitlines() if "| success | score |" in line)
+    assert row.startswith("| tiny-counterfact | memit | with SPHERE |") and "no test" in row
+
+
+def test_what_would_not_fit_into_the_repository_is_refused(page: Path, tmp_path: Path) -> None:
+    page = shutil.copytree(page, tmp_path / "page")
+    for file in page.glob("runs/*/*.*"):
+        file.write_text(re.sub(r"/[\w/.-]+", "there", file.read_text()))
+    check_fit_to_publish(page)
+    (page / "large").write_bytes(bytes(10_000_001))
+    with pytest.raises(SphereBenchError, match="MB, more than 10: keep less"):
+        check_fit_to_publish(page)
+    (page / "large").unlink()
+    (page / "runs" / "off-seed0" / "config.yaml").write_text("model: {path: /home/me/model}")
+    with pytest.raises(SphereBenchError, match="names /home/me/model"):
+        check_fit_to_publish(page)
 
 
 @pytest.mark.parametrize("name", ["effects.csv", "README.md"])
@@ -162,4 +279,5 @@ def test_the_committed_page_agrees_with_its_tables() -> None:
     page = ROOT / "results" / "claims"
     if not (page / "runs").is_dir():
         pytest.skip("no run of the claims has ended yet")
-    assert check_tables(page, [run.name for run in plan()]) == []
+    assert check_tables(page, names()) == []
+    check_fit_to_publish(page)

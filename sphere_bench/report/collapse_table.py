@@ -26,12 +26,16 @@ def collapse_point(reached: Sequence[bool]) -> int | None:
     return last_false + 1 if last_false + 1 < len(reached) else None
 
 
-def collapse_table(setting: Setting) -> Table:
-    """The collapse point of each run, see :data:`MEANING`."""
+def collapse_table(setting: Setting, rule: Collapse | None = None) -> Table:
+    """The collapse point of each run, see :data:`MEANING`.
+
+    Args:
+        rule: for all runs; ``None`` takes each run's own.
+    """
     rows = []
     for arm in setting.arms:
         for run in arm.runs:
-            scores, point = _scores_and_point(run, setting)
+            scores, point = _scores_and_point(run, setting, rule)
             if scores.empty:
                 verdict = "no batch was evaluated"
             elif point is None:
@@ -44,7 +48,7 @@ def collapse_table(setting: Setting) -> Table:
                     "variant": arm.variant,
                     "seed": run.config["seed"],
                     "state": run.state,
-                    "rule": _describe(_rule(run)),
+                    "rule": _describe(rule or _rule(run)),
                     "collapse": verdict,
                     "collapse_step": None if point is None else scores["step"].iloc[point],
                     "best": scores["efficacy"].max(),
@@ -65,15 +69,17 @@ def collapse_table(setting: Setting) -> Table:
     return Table("collapse", f"Collapse on scope {SCOPE}", pandas.DataFrame(rows), columns)
 
 
-def collapse_step(run: Run, setting: Setting) -> int | None:
-    """The step of a run's collapse point; None where it has none."""
-    scores, point = _scores_and_point(run, setting)
+def collapse_step(run: Run, setting: Setting, rule: Collapse | None = None) -> int | None:
+    """The step of a run's collapse point, by ``rule`` or the run's own; None where it has none."""
+    scores, point = _scores_and_point(run, setting, rule)
     return None if point is None else int(scores["step"].iloc[point])
 
 
-def _scores_and_point(run: Run, setting: Setting) -> tuple[pandas.DataFrame, int | None]:
-    rule, scores = _rule(run), _scores(run, setting)
-    reached = [rule.reached(*numbers) for numbers in scores[_NUMBERS].itertuples(False)]
+def _scores_and_point(
+    run: Run, setting: Setting, rule: Collapse | None
+) -> tuple[pandas.DataFrame, int | None]:
+    used, scores = rule or _rule(run), _scores(run, setting)
+    reached = [used.reached(*numbers) for numbers in scores[_NUMBERS].itertuples(False)]
     return scores, collapse_point(reached)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas
 
+from sphere_bench.evaluation.collapse import Collapse
 from sphere_bench.report.collapse_table import collapse_step
 from sphere_bench.report.comparing import Setting
 from sphere_bench.report.reading import Run, column_of
@@ -74,9 +75,13 @@ class _Observed:
         return self.signal[self.signal.index < self.collapse]
 
 
-def early_warning_table(setting: Setting) -> Table | None:
-    """Each signal's leads and false alarms; None where no run has any signal."""
-    collapses = {run.name: collapse_step(run, setting) for run in setting.runs}
+def early_warning_table(setting: Setting, rule: Collapse | None = None) -> Table | None:
+    """Each signal's leads and false alarms; None where no run has any signal.
+
+    Args:
+        rule: what a collapse is; ``None`` takes each run's own.
+    """
+    collapses = {run.name: collapse_step(run, setting, rule) for run in setting.runs}
     rows = [
         _row(signal, observed)
         for signal in SIGNALS
