@@ -3,7 +3,17 @@ from pathlib import Path
 import pytest
 
 from sphere_bench.cli import main
+from sphere_bench.report.drawing import Drawing
 from tests.report.synthetic import write_run
+
+
+@pytest.fixture
+def unarranged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the figures as drawn: arranging them is half of the time."""
+    # Not "none", a stand-in for which each figure would be drawn twice.
+    monkeypatch.setattr(
+        Drawing, "__post_init__", lambda drawing: drawing.figure.set_layout_engine(None)
+    )
 
 
 @pytest.fixture(scope="session")

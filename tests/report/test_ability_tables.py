@@ -109,6 +109,7 @@ def test_only_tasks_that_tell_something_are_in_the_words(tmp_path: Path) -> None
     ) in in_words(setting)
 
 
+@pytest.mark.usefixtures("unarranged")
 def test_the_report_has_a_section_where_something_was_asked(tmp_path: Path) -> None:
     make_run(tmp_path / "asked", 0, {"arc": 0.7, "coin": 0.5})
     runs = find_runs([str(tmp_path / "asked")]).runs

@@ -78,6 +78,7 @@ def test_each_score_has_its_own_best_and_one_editor_alone_has_no_others(tmp_path
     ) in words_of(tmp_path)
 
 
+@pytest.mark.usefixtures("unarranged")
 def test_page_and_terminal_begin_with_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,7 @@ def test_another_batch_size_is_another_setting(tmp_path, monkeypatch):
     assert table_of(tmp_path) is None
 
 
+@pytest.mark.usefixtures("unarranged")
 def test_the_page_and_the_terminal_mark_what_was_not_measured_here(tmp_path, capsys):
     folder = write_run(tmp_path, geometry=False, cases=False, **AS_PUBLISHED)
     assert main(["report", str(folder)]) == 0

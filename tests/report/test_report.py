@@ -23,12 +23,13 @@ from tests.report.synthetic import KINDS, MEASURES, METRICS, write_run
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def unarranged(monkeypatch):
-    """Leave the figures as drawn: arranging them is half of the time."""
-    monkeypatch.setattr(
-        Drawing, "__post_init__", lambda drawing: drawing.figure.set_layout_engine("none")
-    )
+pytestmark = pytest.mark.usefixtures("unarranged")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the figures empty: for a test that asks whether they are there, or not even that."""
+    monkeypatch.setattr(Drawing, "svg", "<svg></svg>")
 
 
 def page(*places: Path) -> str:
@@ -45,7 +46,7 @@ def test_one_run(tmp_path):
     assert "Success, %" in html and "Accuracy, %" in html
 
 
-def test_perplexity_is_drawn_where_it_was_taken(tmp_path):
+def test_perplexity_is_drawn_where_it_was_taken(tmp_path, undrawn):
     assert 'id="figure-perplexity"' in page(write_run(tmp_path / "with"))
     without = page(write_run(tmp_path / "without", perplexity=False))
     assert 'id="figure-perplexity"' not in without and 'id="figure-curves-seen"' in without
@@ -58,7 +59,7 @@ def test_a_run_of_one_step_or_none_says_what_it_cannot_show(tmp_path, made):
     assert "there is nothing to correlate" in html
 
 
-def test_an_unfinished_run_is_reported_as_such(tmp_path, capsys):
+def test_an_unfinished_run_is_reported_as_such(tmp_path, capsys, undrawn):
     folder = write_run(tmp_path, steps=50, made=2, state="running")
     with RunFolder(folder).locked():
         html = page(folder)
@@ -68,7 +69,7 @@ def test_an_unfinished_run_is_reported_as_such(tmp_path, capsys):
     assert f"{folder.name} is unfinished, running: 20 of 500 edits" in capsys.readouterr().out
 
 
-def test_a_run_that_collapsed_has_ended_and_batches_left_out_are_named(tmp_path, capsys):
+def test_a_run_that_collapsed_has_ended_and_batches_left_out_are_named(tmp_path, capsys, undrawn):
     folder = write_run(tmp_path, steps=9, made=4, state="collapsed", skipped=[2, 3])
     collapsed = f"{folder.name}: collapsed after step 4, 40 of 90 edits"
     left_out = f"{folder.name}: batches skipped (numerics.on_nonfinite): steps 2, 3"
@@ -228,7 +229,9 @@ def test_what_is_damaged_is_left_out_and_said_on_the_page_and_in_the_terminal(tm
     assert f"passed over: {tmp_path}/runs/multirun.yaml is no run" in terminal.err
 
 
-def test_a_config_file_that_was_edited_is_said_on_the_page_and_in_the_terminal(tmp_path, capsys):
+def test_a_config_file_that_was_edited_is_said_on_the_page_and_in_the_terminal(
+    tmp_path, capsys, undrawn
+):
     folder = write_run(tmp_path)
     file = folder / "config.yaml"
     file.write_text(file.read_text().replace("alpha: 0.8", "alpha: 0.2"))
