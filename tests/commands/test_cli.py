@@ -19,18 +19,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def sphere_bench_in(tmp_path):
-    """Runs the command line in an empty folder, in a process of its own."""
+def sphere_bench_in(tmp_path, monkeypatch, capfd):
+    """Runs the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "sphere_bench", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        code = cli.main(list(arguments))
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
 
     return call
 
@@ -124,7 +120,7 @@ def test_a_wrong_input_is_reported_in_one_line(arguments, message, tmp_path, mon
 
 
 def test_a_model_for_a_gpu_needs_one(sphere_bench_in):
-    result = sphere_bench_in("run", "model=llama3-8b-random", CUDA_VISIBLE_DEVICES="")
+    result = sphere_bench_in("run", "model=llama3-8b-random")
     assert result.returncode == 2
     assert re.fullmatch("sphere-bench: error: device=cuda is not usable here .*\n", result.stderr)
 
