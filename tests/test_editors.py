@@ -19,13 +19,13 @@ OVERRIDES = (
     "model.layers=[0,1,2]",
     "model.editors.rome.layer=1",
     "model.editors.fine_tuning.layer=3",
-    "model.values.steps=4",
+    "model.values.steps=2",
     "values.contexts=['Nobody knew why. {}']",
     "edits.total=6",
     "edits.batch_size=2",
-    "evaluation.seen=4",
+    "evaluation.seen=2",
     "evaluation.every=3",
-    "perplexity.tokens=50",
+    "perplexity.tokens=20",
     "checkpoint.every=2",
 )
 FEW_STEPS = ("editor.method.steps=5",)

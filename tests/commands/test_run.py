@@ -28,6 +28,8 @@ QUICK = (
 )
 STREAM = ("edits.total=8", "edits.batch_size=4", "evaluation.seen=5")
 THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=1")
+# The same for runs whose size is not the question.
+SMALL_STEPS = (*THREE_STEPS, *("edits.total=5", "edits.batch_size=2", "evaluation.seen=2"))
 # Those with an `edit` that is not LocateThenEdit's.
 EDITORS: dict[str, Any] = {
     "ultraedit": UltraEdit,
@@ -152,7 +154,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen = f"editor={editor}".split()
-    command = (*THREE_STEPS, *chosen, "sphere.basis=current", "run.name=three")
+    command = (*SMALL_STEPS, *chosen, "sphere.basis=current", "run.name=three")
     calls = []
     edit_class = EDITORS.get(chosen[0].removeprefix("editor="), LocateThenEdit)
     edit = edit_class.edit
