@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.children import Nursery
 from tests.fast import hurry
 
 # Only `pytest -m gpu` sees the GPUs. This names another device for its tests, such as `cpu`, to see
@@ -93,3 +94,14 @@ def logging_as_before_the_module() -> Iterator[None]:
     """The same for a run that a module's tests share."""
     with _logging_kept():
         yield
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    if not hasattr(os, "fork"):
+        pytest.skip("no os.fork on this system")
+    nursery = Nursery()
+    yield nursery
+    assert nursery.process.stdin
+    nursery.process.stdin.close()
+    nursery.process.wait()

@@ -1,18 +1,15 @@
 """The four doors: what docs/extending.md shows runs as it stands, outside the package."""
 
 import json
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas
 import pytest
 
 from sphere_bench.cli import main
+from tests.children import Nursery
 from tests.run_tables import assert_same_tables
 
 ROOT = Path(__file__).parents[1]
@@ -45,19 +42,6 @@ def command_of(name: str) -> list[str]:
     return shlex.split(command)[1:]
 
 
-def killed(folder: Path, arguments: list[str], step: int) -> None:
-    """Run the command line in a process that is killed before it records ``step``."""
-    code = (
-        "import os, signal; from sphere_bench.cli import main; "
-        "from sphere_bench.run_folder.tables import Recorder; commit = Recorder.commit_step; "
-        "Recorder.commit_step = lambda self, step, *others: os.kill(os.getpid(), signal.SIGKILL) "
-        f"if step == {step} else commit(self, step, *others); main({arguments!r})"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=False)
-    assert process.returncode == -signal.SIGKILL
-
-
 def run(folder: Path, name: str, *overrides: str, root: str = "results") -> Path:
     assert main([*command_of(name), *QUICK, *overrides, f"run.root={root}"]) == 0
     return folder / root / name
@@ -87,9 +71,11 @@ def test_the_editors_missing_numbers_are_named(
     assert said.count("\n") == 1
 
 
-def test_a_transform_keeps_its_memory_when_its_run_is_killed(folder: Path) -> None:
+def test_a_transform_keeps_its_memory_when_its_run_is_killed(
+    folder: Path, nursery: Nursery
+) -> None:
     whole = run(folder, "momentum", root="whole")
-    killed(folder, [*command_of("momentum"), *QUICK], step=2)
+    nursery.killed_before(2, [*command_of("momentum"), *QUICK], folder)
     progress = json.loads((folder / "results" / "momentum" / "progress.json").read_text())
     assert progress["step"] == 1
     resumed = run(folder, "momentum")

@@ -1,9 +1,5 @@
 """The careful evaluation: what it adds, what it leaves alone, and that it survives a kill."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas
@@ -14,9 +10,9 @@ from sphere_bench.cli import main
 from sphere_bench.evaluation import harness
 from sphere_bench.run_folder.folder import RunFolder
 from sphere_bench.run_folder.summary import summarize
+from tests.children import Nursery
 from tests.run_tables import assert_same_tables, table, without_times
 
-ROOT = Path(__file__).parents[2]
 QUICK = (
     *("model.values.steps=3", "values.contexts=['Nobody knew why. {}']", "perplexity.tokens=50"),
     *("edits.total=6", "edits.batch_size=2", "checkpoint.every=1", "evaluation.seen=4"),
@@ -111,17 +107,11 @@ def test_it_leaves_the_run_as_it_is_without(careful: Path) -> None:
     assert_frame_equal(table(careful, "steps")[list(steps)], steps, check_exact=True)
 
 
-def test_killed_and_resumed_it_has_the_same_tables(careful: Path, tmp_path: Path) -> None:
+def test_killed_and_resumed_it_has_the_same_tables(
+    careful: Path, nursery: Nursery, tmp_path: Path
+) -> None:
     command = arguments(tmp_path, "careful", *OFTEN, *SMALL)
-    code = (
-        "import os, signal; from sphere_bench.cli import main; "
-        "from sphere_bench.run_folder.tables import Recorder; commit = Recorder.commit_step; "
-        "Recorder.commit_step = lambda self, step, *others: os.kill(os.getpid(), signal.SIGKILL) "
-        f"if step == 2 else commit(self, step, *others); main({command!r})"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    process = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
-    assert process.returncode == -signal.SIGKILL
+    nursery.killed_before(2, command, tmp_path)
     assert main(command) == 0
     assert_same_tables(tmp_path / "careful", careful)
 

@@ -1,94 +1,17 @@
 """Runs that things happen to, beside the same run that nothing happens to."""
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sphere_bench.run_folder.checkpoints import Checkpoints
 from sphere_bench.run_folder.folder import RunFolder
 from sphere_bench.run_folder.table_files import read_table
+from tests.children import EVERY, STEPS, Nursery
 from tests.run_tables import TABLES, assert_same_tables, without_times
-
-ROOT = Path(__file__).parents[2]
-STEPS, EVERY = 3, 2
-SETTINGS = (
-    "run.name=run",
-    "model.values.steps=2",
-    "values.contexts=['{}','Nobody knew why. {}']",
-    "evaluation.seen=2",
-    "evaluation.first=2",
-    "perplexity.tokens=20",
-    "edits.total=6",
-    "edits.batch_size=2",
-    f"checkpoint.every={EVERY}",
-    "checkpoint.keep=1",
-)
-
-
-@dataclass(frozen=True)
-class Death:
-    """How a child ended, see ``nursery.answer``."""
-
-    pid: int
-    code: int | None
-    output: str
-    seconds: float
-
-
-class Nursery:
-    """Where the children run."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("nursery.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            text=True,
-        )
-
-    def run(
-        self,
-        root: Path,
-        *overrides: str,
-        kill_after: float | None = None,
-        **faults: dict[str, Any],
-    ) -> Death:
-        """One `sphere-bench run` in ``root``, with faults of its run's folder."""
-        return self._ask(root, overrides, faults, kill_after=kill_after)
-
-    def run_shared(self, processes: int, root: Path, *overrides: str) -> Death:
-        """One `sphere-bench run` of several processes, as torchrun starts them."""
-        return self._ask(root, overrides, {}, processes=processes)
-
-    def run_each(self, roots: Sequence[Path], *overrides: str, **faults: dict[str, Any]) -> Death:
-        """A run in each root, in one process; the faults are of the first one's folder."""
-        return self._ask(roots[0], overrides, faults, roots=list(map(str, roots)))
-
-    def _ask(
-        self,
-        root: Path,
-        overrides: tuple[str, ...],
-        faults: dict[str, dict[str, Any]],
-        **options: Any,
-    ) -> Death:
-        for name in ("log", "keep_states", "signal_before_change", "full_disk"):
-            if name in faults:
-                faults[name]["folder"] = str(root / "run")
-        arguments = ["run", f"run.root={root}", *SETTINGS, *overrides]
-        request = {"arguments": arguments, "faults": faults, **options}
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return Death(**json.loads(self.process.stdout.readline()))
 
 
 @dataclass(frozen=True)
@@ -129,17 +52,6 @@ class Reference:
         assert_same_tables(folder, self.folder)
         assert Checkpoints(folder / "checkpoints").steps() == [STEPS]
         assert not list(folder.rglob(".*"))
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    if not hasattr(os, "fork"):
-        pytest.skip("no os.fork on this system")
-    nursery = Nursery()
-    yield nursery
-    assert nursery.process.stdin
-    nursery.process.stdin.close()
-    nursery.process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,7 @@ def answer(
     kill_after: float | None = None,
     roots: list[str] | None = None,
     processes: int = 1,
+    folder: str | None = None,
 ) -> dict[str, Any]:
     """Run the command line in a child.
 
@@ -86,6 +87,7 @@ def answer(
         roots: run the configuration that the arguments compose in each of these, one after the
             other, without the command line around it, which takes as long as a few steps.
         processes: fork as many children, which torchrun's variables tell of one another.
+        folder: the children's working folder, if it is not this process's.
 
     Returns:
         The first child's ``pid`` and ``code`` (minus the signal's number if one ended it, ``None``
@@ -96,7 +98,7 @@ def answer(
         if roots is not None:
             composed(arguments)  # for all children
         teams = team(processes) if processes > 1 else [{}]
-        children = [born(arguments, faults, roots, output.fileno(), each) for each in teams]
+        children = [born(arguments, faults, roots, folder, output.fileno(), each) for each in teams]
         pid = children[0]
         if kill_after is not None:
             time.sleep(kill_after)
@@ -129,6 +131,7 @@ def born(
     arguments: list[str],
     faults: dict[str, Any],
     roots: list[str] | None,
+    folder: str | None,
     output: int,
     environment: dict[str, str],
 ) -> int:
@@ -138,6 +141,8 @@ def born(
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(environment)
+        if folder is not None:
+            os.chdir(folder)
         os._exit(live(arguments, faults, roots))
     return pid
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Death, Nursery, Reference
+from tests.children import Death, Nursery
+from tests.faults.conftest import Reference
 
 
 def assert_told_in_one_line(end: Death) -> None:

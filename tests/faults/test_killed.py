@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import STEPS, Nursery, Reference
+from tests.children import STEPS, Nursery
+from tests.faults.conftest import Reference
 
 EDITORS = ("memit", "alphaedit", "ultraedit")
 KILLED = -signal.SIGKILL

@@ -8,7 +8,8 @@ import pytest
 
 from sphere_bench.run_folder.checkpoints import Checkpoints
 from sphere_bench.run_folder.folder import RunFolder
-from tests.faults.conftest import Nursery, Reference
+from tests.children import Nursery
+from tests.faults.conftest import Reference
 
 # The second step is being made then.
 PLACES = {

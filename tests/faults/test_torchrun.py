@@ -9,8 +9,8 @@ import pytest
 
 from sphere_bench.cli import main
 from sphere_bench.run_folder.checkpoints import Checkpoints
-from tests.faults.conftest import SETTINGS as QUICK
-from tests.faults.conftest import Nursery
+from tests.children import SETTINGS as QUICK
+from tests.children import Nursery
 from tests.run_tables import assert_same_tables
 
 ROOT = Path(__file__).parents[2]
@@ -57,13 +57,22 @@ if os.environ.get("RANK") == "1":
 """
 
 
-def test_two_and_three_processes_make_the_tables_of_one(nursery: Nursery, tmp_path: Path) -> None:
-    assert nursery.run(tmp_path / "1", *SETTINGS).code == 0
+@pytest.fixture(scope="module")
+def alone(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    root = tmp_path_factory.mktemp("alone")
+    assert nursery.run(root, *SETTINGS).code == 0
+    return root / "run"
+
+
+def test_two_and_three_processes_make_the_tables_of_one(
+    nursery: Nursery, alone: Path, tmp_path: Path
+) -> None:
     for processes in (2, 3):
         root = tmp_path / str(processes)
         ended = nursery.run_shared(processes, root, *SETTINGS)
         assert ended.code == 0, ended.output
-        assert_same_tables(root / "run", tmp_path / "1" / "run")
+        assert_same_tables(root / "run", alone)
         assert ended.output.count("tables: ") == 1  # one of them makes the run
         assert [path.name for path in root.iterdir()] == ["run"]
     again = nursery.run_shared(2, tmp_path / "2", *SETTINGS)
@@ -71,7 +80,7 @@ def test_two_and_three_processes_make_the_tables_of_one(nursery: Nursery, tmp_pa
 
 
 def test_a_process_that_dies_ends_the_run_and_it_can_go_on(
-    nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(DYING)
     monkeypatch.setenv("ROOT", str(tmp_path))
@@ -81,8 +90,7 @@ def test_a_process_that_dies_ends_the_run_and_it_can_go_on(
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps() == [1]
     ended = torchrun(2, tmp_path)
     assert ended.returncode == 0, ended.stderr
-    assert nursery.run(tmp_path / "alone", *SETTINGS).code == 0
-    assert_same_tables(tmp_path / "run", tmp_path / "alone" / "run")
+    assert_same_tables(tmp_path / "run", alone)
 
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun"])

@@ -5,7 +5,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.conftest import Nursery, Reference
+from tests.children import Nursery
+from tests.faults.conftest import Reference
 
 
 def test_the_second_is_refused_and_a_killed_first_locks_nobody_out(
