@@ -123,20 +123,23 @@ def prepare(data: Path, inputs: Path) -> None:
 def without_conflicts(file: Path) -> dict[int, object]:
     """The file's valid records whose fact has one target only, as MultiCounterFact has them.
 
+    Of records about one fact only the first is there.
+
     Returns:
         A record's place in the file to the record.
     """
     dataset = RecordFile(str(file))
     raw = json.loads(file.read_text(encoding="utf-8"))
-    facts, targets = {}, defaultdict(set)
+    first: dict[object, int] = {}
+    targets = defaultdict(set)
     for index in range(len(dataset)):
         try:
             request = dataset[index].request
         except SphereBenchError:
             continue
-        facts[index] = fact_of(request)
-        targets[facts[index]].add(target_of(request))
-    return {index: raw[index] for index, fact in facts.items() if len(targets[fact]) == 1}
+        first.setdefault(fact_of(request), index)
+        targets[fact_of(request)].add(target_of(request))
+    return {index: raw[index] for fact, index in first.items() if len(targets[fact]) == 1}
 
 
 def overrides(run: Planned, model: Path, data: Path) -> list[str]:

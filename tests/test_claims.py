@@ -75,7 +75,7 @@ def test_what_is_said_of_a_run_is_what_it_is(run: Planned, tmp_path: Path) -> No
     assert config.sphere.alpha == (published if run.alpha is None else run.alpha)
 
 
-def test_prompts_with_two_targets_are_left_out(
+def test_prompts_with_two_targets_are_left_out_and_no_fact_is_there_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = {"rephrase_prompt": "A?", "locality_prompt": "B?", "locality_ground_truth": "b"}
@@ -96,7 +96,7 @@ def test_prompts_with_two_targets_are_left_out(
     prepare(tmp_path, tmp_path / "inputs")
 
     left = json.loads((tmp_path / "inputs" / "zsre-0.json").read_text(encoding="utf-8"))
-    assert left == [records[1], records[3], records[4]]
+    assert left == [records[1], records[3]]
     texts = {
         name: pandas.read_json(tmp_path / "inputs" / f"{name}.jsonl", lines=True)["text"]
         for name in ("ordinary", "perplexity")
