@@ -15,6 +15,7 @@ from sphere_bench.evaluation.kept_answers import answers_file
 from sphere_bench.evaluation.probe import Findings, Moment, ProbeSetup
 from sphere_bench.evaluation.scopes import check_sizes
 from sphere_bench.models.batching import Budget, backing_off
+from sphere_bench.models.fingerprint import model_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +98,14 @@ class Ability:
 
     def measure(self, moment: Moment) -> Findings:
         rows = []
+        # It takes a pass over all weights, so once for all tasks.
+        unedited = model_fingerprint(self.loaded) if self.cache and moment.step == 0 else None
         for name, tasks in self._tasks.items():
             started = perf_counter()
-            kept = self._kept_answers(name) if moment.step == 0 else None
+            kept = None
+            if self.cache and unedited:
+                asked = (name, self.items, self.apply_chat_template, self._rows.size)
+                kept = answers_file(self.cache, self.loaded, unedited, *asked)
             scores = backing_off(partial(self._scores, name, tasks, kept), self._rows, "rows")
             seconds = perf_counter() - started
             rows += [
@@ -107,13 +113,6 @@ class Ability:
                 for score in scores
             ]
         return Findings(tables={ABILITIES.name: rows})
-
-    def _kept_answers(self, name: str) -> Path | None:
-        """The file of the unedited model's answers to a task."""
-        if self.cache is None:
-            return None
-        asked = (name, self.items, self.apply_chat_template, self._rows.size)
-        return answers_file(self.cache, self.loaded, *asked)
 
     def _scores(
         self, name: str, tasks: Any, kept_answers: Path | None, rows: int

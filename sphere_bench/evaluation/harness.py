@@ -133,7 +133,7 @@ def scores(
         kept_answers: a file of answers that the same model gave; those that it lacks are added.
 
     Raises:
-        SphereBenchError: that file cannot be written.
+        SphereBenchError: the disk is full.
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
