@@ -66,21 +66,21 @@ def _pairs(setting: Setting, arm: Arm) -> dict[int, Pair]:
     """Seed to the two runs, without SPHERE and with it."""
     pairs = {int(pair[1].config["seed"]): pair for pair in sphere_pairs(setting, arm)}
     for without, with_sphere in pairs.values():
-        for name, before, after in (
-            ("threads", *(run.provenance.get("threads") for run in (without, with_sphere))),
-            ("contexts", *(run.provenance.get("contexts") for run in (without, with_sphere))),
-            ("commit", *(_commit(run) for run in (without, with_sphere))),
-        ):
-            if before != after:
+        before, after = _alike(without), _alike(with_sphere)
+        for name in before:
+            if before[name] != after[name]:
                 raise SphereBenchError(
                     f"{with_sphere.name}: its {name} are not those of {without.name} "
-                    f"({before} -> {after}): make both anew"
+                    f"({before[name]} -> {after[name]}): make both anew"
                 )
     return pairs
 
 
-def _commit(run: Run) -> object:
-    return (run.provenance.get("git") or {}).get("commit")
+def _alike(run: Run) -> dict[str, object]:
+    """What the runs of a pair have in common beside their configuration."""
+    facts = run.provenance
+    commit = (facts.get("git") or {}).get("commit")
+    return {"threads": facts.get("threads"), "contexts": facts.get("contexts"), "commit": commit}
 
 
 def _differences(seeds: Sequence[Sequence[Pair]]) -> Iterator[dict[str, Any]]:
@@ -176,3 +176,14 @@ def verdict(measure: str, points: float, p_holm: float) -> str:
         return "no answer"
     more_is_better = measure != PERPLEXITY[0]
     return "better" if (points > 0) == more_is_better else "worse"
+
+
+def signs_say(coefficients: Sequence[float], planned: int) -> str:
+    """What the signs of correlations say of claim 2, over so many runs as are ``planned``."""
+    below = sum(each < 0 for each in coefficients)
+    counted = f"Below zero in {below} of {len(coefficients)} runs without SPHERE"
+    if len(coefficients) < planned:
+        return f"{counted}, of {planned} that are to be counted: no answer yet."
+    if below == planned:
+        return f"{counted}: the claim holds."
+    return f"{counted}: " + ("the claim has no answer." if below else "the claim is contradicted.")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas
 
-from scripts.claims_effects import PAIRS, SCOPE, effects, verdict
+from scripts.claims_effects import PAIRS, SCOPE, effects, signs_say, verdict
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.collapse import Collapse
 from sphere_bench.files import write_json
@@ -40,13 +40,12 @@ from sphere_bench.report.weight_tables import cosine_table, weight_table
 #: What is kept of a run: enough for every number of the page, and small.
 TABLES = ("steps", "layers", "abilities")
 FILES = ("config.yaml", "progress.json", "provenance.json")
-EFFECTS = "effects.csv"
+EFFECTS, README = "effects.csv", "README.md"
 #: So large may the page be with all that belongs to it.
 MEGABYTES = 10
 #: What counts as a collapse in these runs.
 COLLAPSE = Collapse(perplexity=10.0)
 _BLOCK = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
 _PLACE = re.compile(r"(?<![\w./:~-])/(?:home|mnt|root|tmp|Users|work)/[^\s\"']*")
 
 
@@ -74,12 +73,11 @@ def write_tables(page: Path, source: Path, names: Names) -> None:
         if run.ended and run.name in {*names.planned, *names.explored}:
             _keep(source / run.name, page / "runs" / run.name)
     runs = find_runs([str(page / "runs")]).runs
-    settings = settings_of(_chosen(runs, names.planned))
-    effects(settings, names.editors).to_csv(page / EFFECTS, index=False, float_format="%.6g")
-    report = page / "report.html"
-    write_report(contents(_chosen(runs, names.planned), settings), report, runs_frame(settings))
-    readme = page / "README.md"
-    readme.write_text(_filled(readme.read_text(encoding="utf-8"), runs, names), "utf-8")
+    for name, text in _made(page, runs, names).items():
+        (page / name).write_text(text, encoding="utf-8")
+    planned = _chosen(runs, names.planned)
+    settings = settings_of(planned)
+    write_report(contents(planned, settings), page / "report.html", runs_frame(settings))
 
 
 def check_fit_to_publish(page: Path) -> None:
@@ -107,14 +105,10 @@ def check_tables(page: Path, names: Names) -> list[str]:
     """
     runs = find_runs([str(page / "runs")]).runs
     try:
-        said = {name: (page / name).read_text(encoding="utf-8") for name in (EFFECTS, "README.md")}
+        said = {name: (page / name).read_text(encoding="utf-8") for name in (EFFECTS, README)}
     except OSError as error:
         raise SphereBenchError(f"{error.filename}: {error.strerror}: make the tables") from error
-    table = effects(settings_of(_chosen(runs, names.planned)), names.editors)
-    found = {
-        EFFECTS: table.to_csv(index=False, float_format="%.6g"),
-        "README.md": _filled(said["README.md"], runs, names),
-    }
+    found = _made(page, runs, names)
     return [
         f"{name}, line {place}: {before!r} is {after!r} by the tables"
         for name in said
@@ -129,8 +123,8 @@ def _chosen(runs: Sequence[Run], names: Collection[str]) -> list[Run]:
     return [run for run in runs if run.name in names]
 
 
-def _filled(text: str, runs: Sequence[Run], names: Names) -> str:
-    """The README with its blocks made anew."""
+def _made(page: Path, runs: Sequence[Run], names: Names) -> dict[str, str]:
+    """The effects, and the README with its blocks made anew, by the names of their files."""
     planned = _chosen(runs, names.planned)
     settings = settings_of(planned)
     explored = settings_of(_chosen(runs, names.explored))
@@ -147,7 +141,11 @@ def _filled(text: str, runs: Sequence[Run], names: Names) -> str:
         "angles": lambda: _each_setting(settings, _angles),
         "explored": lambda: _effects_block(_scores(effects(explored, []))),
     }
-    return _BLOCK.sub(lambda block: f"{block[1]}{blocks[block[2]]()}\n{block[3]}", text)
+    text = (page / README).read_text(encoding="utf-8")
+    return {
+        EFFECTS: table.to_csv(index=False, float_format="%.6g"),
+        README: _BLOCK.sub(lambda block: f"{block[1]}{blocks[block[2]]()}\n{block[3]}", text),
+    }
 
 
 def _runs_block(runs: Sequence[Run], planned: Sequence[str]) -> str:
@@ -194,14 +192,7 @@ def _signs_block(settings: Sequence[Setting], editors: Sequence[str]) -> str:
     counted = known[~known["enabled"] & known["editor"].isin(editors)]
     seeds = counted.groupby("dataset")["seed"].transform("nunique")
     counted = counted[seeds >= PAIRS]
-    below = int((counted["coefficient"] < 0).sum())
-    said = "holds" if below == len(counted) else "is contradicted" if not below else "has no answer"
-    sentence = (
-        f"Below zero in {below} of {len(counted)} runs without SPHERE of the four editors: the "
-        f"claim {said}."
-        if len(counted) == PAIRS * len(editors)
-        else f"Below zero in {below} of {len(counted)} runs so far: no answer yet."
-    )
+    sentence = signs_say(counted["coefficient"].to_list(), PAIRS * len(editors))
     columns = [
         label("Dataset", "dataset"),
         label("Editor", "editor"),
@@ -259,17 +250,20 @@ def _abilities(setting: Setting) -> Table | None:
 def _angles(setting: Setting) -> Table | None:
     def cosines(each: Setting) -> Table | None:
         weights = weight_table(each)
-        return None if weights is None else cosine_table(weights)
+        table = None if weights is None else cosine_table(weights)
+        if table is None:
+            return None
+        unedited = table.rows["editor"] == UNEDITED
+        return replace(
+            table, rows=table.rows.assign(variant=table.rows["variant"].mask(unedited, UNEDITED))
+        )
 
     table = _by_editor(setting, cosines)
     if table is None:
         return None
-    unedited = table.rows["editor_before"] == UNEDITED
-    rows = table.rows.assign(variant=table.rows["variant"].mask(unedited, UNEDITED))
     overlaps = {(arm.editor, arm.variant): _overlap(arm) for arm in setting.arms}
-    rows["overlap"] = [
-        overlaps.get(arm) for arm in zip(rows["editor"], rows["variant"], strict=True)
-    ]
+    arms = zip(table.rows["editor"], table.rows["variant"], strict=True)
+    rows = table.rows.assign(overlap=[overlaps.get(arm) for arm in arms])
     overlap = number("Updates in the principal directions, share", "overlap", 3)
     return replace(table, rows=rows, columns=[*table.columns, overlap])
 
@@ -288,9 +282,7 @@ def _by_editor(setting: Setting, table_of: Callable[[Setting], Table | None]) ->
         (own,) = settings_of([run for arm in setting.arms_of(editor) for run in arm.runs])
         table = table_of(own)
         if table is not None:
-            before = table.rows.get("editor", editor)
-            rows = table.rows.assign(editor_before=before, editor=editor)
-            parts.append(replace(table, rows=rows))
+            parts.append(replace(table, rows=table.rows.assign(editor=editor)))
     if not parts:
         return None
     columns = [each for each in parts[0].columns if each.header != "Editor"]

@@ -13,7 +13,7 @@ from scipy import stats
 
 from scripts import claims
 from scripts.claims import Planned, names, overrides, plan, prepare, sweep
-from scripts.claims_effects import _adjusted, effects, p_value, verdict
+from scripts.claims_effects import _adjusted, effects, p_value, signs_say, verdict
 from scripts.claims_tables import Names, check_fit_to_publish, check_tables, write_tables
 from sphere_bench.cli import main
 from sphere_bench.config.composition import compose_config
@@ -229,6 +229,19 @@ def test_a_difference_is_an_answer_at_five_percent(
     measure: str, points: float, p_holm: float, said: str
 ) -> None:
     assert verdict(measure, points, p_holm) == said
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "said"),
+    [
+        ([-0.1, -0.5, -0.2], "Below zero in 3 of 3 runs without SPHERE: the claim holds."),
+        ([-0.1, 0.5, 0.2], "Below zero in 1 of 3 runs without SPHERE: the claim has no answer."),
+        ([0.1, 0.5, 0.0], "Below zero in 0 of 3 runs without SPHERE: the claim is contradicted."),
+        ([-0.1, -0.5], "Below zero in 2 of 2 runs without SPHERE, of 3 that are to be counted: no"),
+    ],
+)
+def test_signs_are_an_answer_where_all_are_alike(coefficients: list[float], said: str) -> None:
+    assert signs_say(coefficients, 3).startswith(said)
 
 
 def test_the_page_says_what_is_missing_and_is_its_own_proof(page: Path) -> None:
