@@ -17,7 +17,7 @@ from sphere_bench.config.composition import compose_config
 from sphere_bench.data.configured import build_dataset
 from tests.every_editor import needs_peft
 
-BATCHES = 6
+BATCHES = 10
 # Every request takes all iterations, or batches would differ in what is left to do.
 OVERRIDES = (
     "edits.total=3",

@@ -6,9 +6,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import matplotlib
 import pandas
 import pytest
 
+from sphere_bench.report.drawing import Drawing, panels
 from tests.report.synthetic import falling
 
 CHROMIUM = next(
@@ -58,6 +60,15 @@ def test_a_multirun_with_seeds_has_every_file(multirun_report):
     assert len(links) == len(drawings)
     for link in links:
         assert (multirun_report.parent / link).stat().st_size > 0
+
+
+def test_a_figure_for_a_paper_has_its_fonts_inside(tmp_path):
+    # The other tests leave them out, see tests/matplotlibrc.
+    with matplotlib.rc_context({"pdf.use14corefonts": False}):
+        figure, _ = panels(1, 1, 2.0)
+        Drawing("figure", "", "", figure).save(tmp_path)
+    content = (tmp_path / "figure.pdf").read_bytes()
+    assert b"/FontFile2" in content and b"/Type3" not in content
 
 
 def test_every_figure_says_what_it_shows(multirun_report):
