@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from sphere_bench.data.checks import is_part_of_a_word
+from sphere_bench.data.checks import is_part_of_a_word, quote
 from sphere_bench.data.facts import fact_of, overwritten_by, target_of
-from sphere_bench.data.records import EditDataset, EditRequest
+from sphere_bench.data.records import PARAPHRASE, EditDataset, EditRequest, Record
 
 _NAMED = 5
 
@@ -22,6 +22,7 @@ def warnings_of(dataset: EditDataset, batch_size: int, superseded: str = "leave_
     overwritten = [requests[index].case_id for index in sorted(overwritten_by(requests))]
     already_true = [each.case_id for each in requests if each.target_new == each.target_true]
     inside = [each.case_id for each in requests if is_part_of_a_word(each.prompt, each.subject)]
+    shared = _shared_paraphrases(dataset.records)
     lines = []
     if at_odds:
         lines.append(
@@ -45,6 +46,11 @@ def warnings_of(dataset: EditDataset, batch_size: int, superseded: str = "leave_
             f"{_count(inside, 'record')} edited at a subject that is only a part of a longer word "
             f"of the prompt: cases {_named(inside)}"
         )
+    if shared:
+        lines.append(
+            f"{_count(shared, 'paraphrase')} the same for several facts with unlike targets, so "
+            f"that generalization cannot reach 100: {_named(map(quote, shared))}"
+        )
     return [f"{dataset.name}: {line}" for line in lines]
 
 
@@ -58,6 +64,17 @@ def _at_odds_within_a_batch(requests: Sequence[EditRequest], batch_size: int) ->
         for group in groups.values()
         if len({target_of(request) for request in group}) > 1
     ]
+
+
+def _shared_paraphrases(records: Iterable[Record]) -> list[str]:
+    """Paraphrases that ask for several facts at a time, or for none."""
+    targets: dict[str, dict[str, str]] = {}
+    for record in records:
+        for each in record.case.prompts:
+            if each.kind == PARAPHRASE.name:
+                facts = targets.setdefault(each.prompt, {})
+                facts[fact_of(record.request)] = target_of(record.request)
+    return [prompt for prompt, facts in targets.items() if len(set(facts.values())) > 1]
 
 
 def _count(items: Sequence[str], what: str) -> str:

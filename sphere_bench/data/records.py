@@ -10,6 +10,9 @@ from typing import Literal, get_args
 Headline = Literal["success", "accuracy"]
 Accuracy = Literal["all_tokens", "mean_tokens"]
 
+# A quotation may end with the question.
+_BEHIND_A_QUESTION_MARK = " \n\t\"'”’»"
+
 HEADLINES: tuple[Headline, ...] = get_args(Headline)
 
 
@@ -142,7 +145,7 @@ class EditDataset:
 
     def is_question(self, prompt: str) -> bool:
         """Whether the answer stands alone behind ``prompt``, and does not go on its sentence."""
-        return self.questions or prompt.rstrip().endswith("?")
+        return self.questions or prompt.rstrip(_BEHIND_A_QUESTION_MARK).endswith("?")
 
     def pool(self, count: int) -> list[EditRequest]:
         """``count`` requests of the whole dataset, drawn with the run's seed.

@@ -6,7 +6,7 @@ from sphere_bench.assets import facts_counterfact_path, facts_zsre_path
 from sphere_bench.data.checks import is_part_of_a_word, subject_problem
 from sphere_bench.data.quality import warnings_of
 from sphere_bench.data.record_file import RecordFile
-from sphere_bench.data.records import EditDataset, EditRequest, EvalCase, Record
+from sphere_bench.data.records import EditDataset, EditRequest, EvalCase, EvalPrompt, Record
 from sphere_bench.data.selection import select
 
 
@@ -64,6 +64,33 @@ def test_a_subject_within_a_word_is_named_with_its_case() -> None:
     (line,) = warnings_of(odd, 1)
     assert line.startswith("mine: 1 record is edited at a subject that is only a part of a longer")
     assert line.endswith(": cases 7")
+
+
+def test_a_paraphrase_of_several_facts_is_named() -> None:
+    def record(number: int, subject: str, target: str, paraphrase: str) -> Record:
+        request = EditRequest(str(number), f"{subject} lies in", subject, target, None)
+        prompts = (
+            EvalPrompt("rewrite", request.prompt, target, None),
+            EvalPrompt("paraphrase", paraphrase, target, None),
+            EvalPrompt("neighbourhood", "Lima lies in", target, "Peru"),
+        )
+        return Record(request, EvalCase(str(number), prompts))
+
+    records = (
+        record(0, "Rome", "Chad", "Reworded:"),
+        record(1, "Oslo", "Peru", "Reworded:"),
+        # The same target in both, and the same fact twice.
+        record(2, "Bonn", "Peru", "Both lie in"),
+        record(3, "Kyiv", "Peru", "Both lie in"),
+        record(4, "Bern", "Peru", "Where is Bern?"),
+        record(5, "Bern", "Chad", "Where is Bern?"),
+    )
+    lines = warnings_of(EditDataset("mine", records, "accuracy", "all_tokens"), 1)
+    assert lines[1:] == [
+        "mine: 1 paraphrase is the same for several facts with unlike targets, so that "
+        "generalization cannot reach 100: 'Reworded:'"
+    ]
+    assert "overwritten" in lines[0]
 
 
 @pytest.mark.parametrize("path", [facts_counterfact_path(), facts_zsre_path()])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sphere_bench.data.corpus import corpus_texts
+from sphere_bench.data.quality import warnings_of
 from sphere_bench.errors import SphereBenchError
 from tests.data.record_files import load
 
@@ -57,8 +58,14 @@ def test_wikibigedit_records_have_an_accuracy_and_no_success() -> None:
     dataset = load(shared("wikibigedit.json"))
     assert len(dataset.records) == 2500
     assert dataset.headline == "accuracy"
-    asked = [dataset.is_question(record.request.prompt) for record in dataset.records]
-    assert all(asked)
+    prompts = [each.prompt for record in dataset.records for each in record.case.prompts]
+    broken = [each for each in prompts if not dataset.is_question(each)]
+    assert broken == ["Reformulated Question:"] * 19
+    (line,) = (each for each in warnings_of(dataset, 100) if "paraphrase" in each)
+    assert line == (
+        "mine: 1 paraphrase is the same for several facts with unlike targets, so that "
+        "generalization cannot reach 100: 'Reformulated Question:'"
+    )
 
 
 def test_boolq_passages_are_a_corpus() -> None:
