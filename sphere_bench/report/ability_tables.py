@@ -83,10 +83,12 @@ def ability_change(run: Run) -> float:
     for task, metric in asked([run]):
         first = latest_ability(run, task, metric, until=0)
         last = latest_ability(run, task, metric)
-        if first is None or last is None or math.isnan(first.chance) or first.tells_nothing:
+        if first is None or last is None or math.isnan(first.chance):
             continue
-        changes.setdefault(task, 100 * (last.value - first.value))
-    return math.fsum(changes.values()) / len(changes) if changes else math.nan
+        change = math.nan if first.tells_nothing else 100 * (last.value - first.value)
+        changes.setdefault(task, change)
+    telling = [change for change in changes.values() if not math.isnan(change)]
+    return math.fsum(telling) / len(telling) if telling else math.nan
 
 
 def latest_ability(run: Run, task: str, metric: str, until: float = float("inf")) -> Ability | None:

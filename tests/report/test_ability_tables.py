@@ -19,7 +19,10 @@ CHANCES = {"arc": 0.25, "coin": 0.5}
 
 
 def make_run(root: Path, seed: int, edited: Mapping[str, float], sphere: str = "off") -> Path:
-    """A run that was asked two tasks, with a standard error of 0.04, at steps 0, 3 and 6."""
+    """A run that was asked two tasks, with a standard error of 0.04, at steps 0, 3 and 6.
+
+    Besides ``acc`` a task has ``f1``, of which no chance is known, and ``mcc``, well above its own.
+    """
     folder = write_run(root, seed=seed, sphere=sphere, geometry=False, cases=False)
     rows = [
         {
@@ -27,15 +30,15 @@ def make_run(root: Path, seed: int, edited: Mapping[str, float], sphere: str = "
             "edits": BATCH * step,
             "task": task,
             "metric": metric,
-            "value": value if metric == "acc" else 0.1,
+            "value": {"acc": value, "f1": 0.1, "mcc": 0.3}[metric],
             "stderr": 0.04,
-            "chance": CHANCES[task] if metric == "acc" else math.nan,
+            "chance": {"acc": CHANCES[task], "f1": math.nan, "mcc": 0.0}[metric],
             "items": 100,
             "seconds": 1.0,
         }
         for step, values in ((0, UNEDITED), (3, UNEDITED), (6, edited))
         for task, value in values.items()
-        for metric in ("acc", "f1")
+        for metric in ("acc", "f1", "mcc")
     ]
     (folder / "abilities").mkdir(exist_ok=True)
     pandas.DataFrame(rows).to_parquet(folder / "abilities" / "part-00000.parquet", index=False)
@@ -74,14 +77,16 @@ def test_edited_and_unedited_stand_beside_each_other_with_intervals(tmp_path: Pa
     assert table.rows[["task", "metric"]].to_numpy().tolist() == [
         ["arc", "acc"],
         ["arc", "f1"],
+        ["arc", "mcc"],
         ["coin", "acc"],
         ["coin", "f1"],
+        ["coin", "mcc"],
     ]
     cells = [dict(zip([c.header for c in table.columns], row, strict=True)) for row in table.cells]
     # 1.96 x 0.04 = 0.0784.
     assert cells[0]["Unedited"] == "0.800 [0.722, 0.878]"
     assert cells[0]["Edited"] == "0.700 [0.622, 0.778]"
-    assert [row["Remark"] for row in cells] == ["", "", "tells nothing", ""]
+    assert [row["Remark"] for row in cells] == ["", "", "", "tells nothing", "", ""]
     assert (cells[0]["Edits"], cells[0]["Items"], cells[0]["Chance"]) == ("60", "100", "0.250")
 
 
