@@ -1,19 +1,20 @@
 """Agreement with the unedited model on prompts that an edit must leave alone."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sphere_bench.data.records import EvalPrompt
+from sphere_bench.data.records import EvalPrompt, PromptKind
 from sphere_bench.evaluation.columns import Column, Declared
 from sphere_bench.evaluation.metrics import mean_of_kind
 from sphere_bench.evaluation.probe import Findings, Moment, ProbeSetup
 from sphere_bench.evaluation.prompts import Asked, asked_prompts, by_record
 from sphere_bench.evaluation.scopes import Sample, check_sizes
 from sphere_bench.evaluation.scoring import TargetPlace, target_place
-from sphere_bench.models.batching import backing_off, pad_right, token_batches
+from sphere_bench.models.batching import backing_off, launch_price, pad_right, token_batches
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.tokens import encode
@@ -90,6 +91,8 @@ class Locality:
         ]
         prompts = {_name(each): each.prompt for each in asked}
         now = self._predictions(prompts)
+        if moment.step == 0:
+            self._unedited = now
         self._remember(prompts)
         agreement = {name: _agreement(self._unedited[name], now[name]) for name in prompts}
         divergence = {name: _divergence(self._unedited[name], now[name]) for name in prompts}
@@ -100,7 +103,7 @@ class Locality:
             for kind in self._kinds.values():
                 share = mean_of_kind(same.get(scope, []), kind)
                 row[f"{kind.metric}_{AGREEMENT}"] = 100.0 * share
-                row[f"{kind.name}_kl"] = mean_of_kind(far.get(scope, []), kind)
+                row[f"{kind.name}_kl"] = _mean_divergence(far.get(scope, []), kind)
         return Findings(scopes=found)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -125,7 +128,8 @@ class Locality:
 
         def predict_all(size: int) -> dict[str, Prediction]:
             found: dict[str, Prediction] = {}
-            for batch in token_batches([len(places[name].row) for name in names], size):
+            lengths = [len(places[name].row) for name in names]
+            for batch in token_batches(lengths, size, launch_price(loaded.device)):
                 together = [names[index] for index in batch]
                 predicted = _predict(loaded, [places[name] for name in together])
                 found.update(zip(together, predicted, strict=True))
@@ -178,3 +182,9 @@ def _divergence(unedited: Prediction, edited: Prediction) -> float:
     log_p, log_q = unedited.log_probs.double(), edited.log_probs.double()
     p = log_p.exp()
     return float(torch.where(p > 0, p * (log_p - log_q), 0.0).sum())
+
+
+def _mean_divergence(records: Sequence[Sequence[tuple[str, float]]], kind: PromptKind) -> float:
+    """NaN where the edited model puts out NaN on a prompt: the mean of the others would flatter."""
+    values = (value for record in records for name, value in record if name == kind.name)
+    return math.nan if any(map(math.isnan, values)) else mean_of_kind(records, kind)

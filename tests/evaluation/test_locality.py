@@ -12,8 +12,10 @@ from sphere_bench.data.records import EditDataset, EditRequest, EvalCase, EvalPr
 from sphere_bench.editing.state import check_state
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.evaluation.locality import Locality
+from sphere_bench.evaluation import locality
+from sphere_bench.evaluation.locality import Locality, Prediction
 from sphere_bench.evaluation.probe import Moment, ProbeSetup
+from sphere_bench.evaluation.scoring import TargetPlace
 from sphere_bench.models.loading import LoadedModel
 from tests.tiny_models import tiny_model
 
@@ -151,6 +153,37 @@ def test_a_model_that_puts_out_nan_agrees_nowhere() -> None:
     row = probe.measure(moment(1, batch=[0])).scopes["batch"]
     assert row["specificity_agreement"] == 0.0
     assert math.isnan(row["neighbourhood_kl"])
+
+
+def test_one_prompt_with_nan_is_not_left_out_of_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = setup_of(tiny_model("llama"))
+    probe = Locality(setup)
+    probe.measure(moment(0, batch=[0], first=[1]))
+    predict = locality._predict
+
+    def broken(loaded: LoadedModel, places: list[TargetPlace]) -> list[Prediction]:
+        (first, *others) = predict(loaded, places)
+        return [first._replace(log_probs=first.log_probs * math.nan), *others]
+
+    monkeypatch.setattr(locality, "_predict", broken)
+    found = probe.measure(moment(1, batch=[0], first=[1])).scopes
+    values = [found[scope]["neighbourhood_kl"] for scope in ("batch", "first")]
+    # Two prompts each, one of the four broken.
+    assert sorted(map(math.isnan, values)) == [False, True]
+
+
+def test_the_unedited_model_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = setup_of(tiny_model("llama"))
+    asked = []
+    predict = locality._predict
+
+    def counted(loaded: LoadedModel, places: list[TargetPlace]) -> list[Prediction]:
+        asked.extend(places)
+        return predict(loaded, places)
+
+    monkeypatch.setattr(locality, "_predict", counted)
+    Locality(setup).measure(moment(0, batch=[0], first=[0, 1]))
+    assert len(asked) == 4
 
 
 def test_the_edited_weights_come_back_after_an_error() -> None:
