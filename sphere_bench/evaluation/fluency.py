@@ -64,7 +64,11 @@ class Fluency:
         return Declared(
             scope=(
                 Column("fluency", "real", "n-gram entropy of sampled texts in bits, times 100"),
-                Column("consistency", "real", "their cosine with reference texts, times 100"),
+                Column(
+                    "consistency",
+                    "real",
+                    "their cosine with the texts of probes.fluency.corpus, times 100",
+                ),
             )
         )
 
@@ -105,7 +109,7 @@ class Fluency:
             rows,
             [TOKENS] * len(rows),
             sampling(torch.cat(noise) if noise else torch.empty(0)),
-            tokens_per_batch=self.setup.tokens_per_batch.size,
+            tokens_per_batch=self.setup.tokens_per_batch,
         )
         texts: dict[int, list[str]] = {each: [] for each in records}
         for (each, ids), more in zip(asked, said, strict=True):

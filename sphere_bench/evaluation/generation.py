@@ -128,7 +128,7 @@ class Generation:
             rows,
             [len(row) + TOKENS for row in rows],
             ends=self.prompter.ends,
-            tokens_per_batch=self.setup.tokens_per_batch.size,
+            tokens_per_batch=self.setup.tokens_per_batch,
         )
         return dict(zip(distinct, map(self.prompter.decoded, said), strict=True))
 

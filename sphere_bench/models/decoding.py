@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.models.batching import backing_off
+from sphere_bench.models.batching import Budget, backing_off
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.tokens import encode
@@ -55,7 +55,7 @@ def continuations(
     choose: Choose = likeliest,
     ends: Callable[[int], bool] = lambda _token: False,
     *,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int | Budget = 4096,
 ) -> list[list[int]]:
     """The tokens that the model says behind each row.
 
@@ -70,8 +70,8 @@ def continuations(
             positions limit them as well.
         choose: decides the next tokens.
         ends: whether a token is a row's last one.
-        tokens_per_batch: padded tokens in a forward over whole texts. Here the keys and values of
-            four times as many are kept, fewer as often as memory runs out.
+        tokens_per_batch: padded tokens in a forward over whole texts, halved as often as memory
+            runs out. Here the keys and values of four times as many are kept.
 
     Returns:
         What was said behind each row, the token that ends it included. A row whose logits are NaN
@@ -81,13 +81,13 @@ def continuations(
 
     def say_all(size: int) -> dict[int, list[int]]:
         said: dict[int, list[int]] = {}
-        for batch in _batches(rows, lengths, size):
+        for batch in _batches(rows, lengths, _WIDER * size):
             asked = [_Row(row, list(rows[row]), min(lengths[row], longest)) for row in batch]
             _say(loaded, asked, choose, ends)
             said.update((row.number, row.said) for row in asked)
         return said
 
-    said = backing_off(say_all, _WIDER * tokens_per_batch)
+    said = backing_off(say_all, tokens_per_batch)
     return [said[row] for row in range(len(rows))]
 
 
