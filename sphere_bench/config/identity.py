@@ -40,6 +40,8 @@ _CORPUS_SUFFIXES = (".txt", ".md", ".json", ".jsonl", ".ndjson", ".parquet")
 # Keys of these names, in whichever node, name a folder whose files with one of the suffixes count.
 _FOLDERS = ("include_path", "data_path")
 _FOLDER_SUFFIXES = (*_CORPUS_SUFFIXES, ".yaml", ".yml", ".py", ".csv", ".tsv")
+# A list of this name, in whichever node, may name files beside other things.
+_TASKS = "tasks"
 _CONDITIONER = "editor.method.conditioner"
 _SPHERE = ("alpha", "eta", "basis", "normalize_rows", "rank_rule")
 
@@ -84,7 +86,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         config: the whole resolved configuration as plain containers.
     """
     flat = flatten(config)
-    without = _beginnings((*_inactive(flat), *_named_files(flat)))
+    places = (key for key in _named_files(flat) if isinstance(flat[key], str))
+    without = _beginnings((*_inactive(flat), *places))
     return {
         key: value
         for key, value in flat.items()
@@ -171,6 +174,8 @@ def _named_files(flat: Mapping[str, Any]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for key, value in flat.items():
         name = key.rpartition(".")[2]
+        if name == _TASKS and isinstance(value, list):
+            found[key] = [file for file in map(Path, value) if file.is_file()]
         if not isinstance(value, str):
             continue
         place = Path(value).expanduser()

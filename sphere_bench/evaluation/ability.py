@@ -44,7 +44,8 @@ class Ability:
     Args:
         setup: the run's model.
         tasks: tasks, groups and tags of lm-eval, those of this package (``sphere``,
-            ``sphere_published``, ``tiny``) among them, or YAML files of tasks.
+            ``sphere_published``, ``tiny``) among them, or YAML files of tasks. A task that is part
+            of a group among them is asked with the group.
         items: of each task, the first ones; null is all.
         include_path: a folder with YAML files of tasks of your own; null is none.
         data_path: the folder with the files of SPHERE's four tasks.
@@ -52,7 +53,7 @@ class Ability:
         apply_chat_template: every prompt is a user's turn in the tokenizer's own chat template, as
             by ``--apply_chat_template`` of lm-eval's command line.
         required: whether it is an error that lm-eval or SPHERE's files are missing. Without, a
-            warning says so, and nothing is measured.
+            warning says so, and what needs them is not asked.
 
     Raises:
         SphereBenchError: lm-eval or a file is missing, or a task cannot be loaded.
@@ -85,16 +86,22 @@ class Ability:
         self._rows = Budget(rows_per_batch)
         self._tasks: dict[str, Any] = {}
         self._chances: dict[str, float] = {}
-        if (missing := _missing(tasks, data_path)) is None:
+        asked, missing = _with_what_they_need(tasks, data_path)
+        if missing is not None:
+            if required:
+                raise SphereBenchError(missing)
+            left = (
+                f"of general ability only {', '.join(asked)} is"
+                if asked
+                else "no general ability is"
+            )
+            logger.warning("%s measured: %s", left, missing)
+        if asked:
             metadata = {} if data_path is None else {"data_path": data_path}
             with harness.random_states_kept(self.loaded.device):
-                found = harness.Tasks(tasks, include_path, metadata, KEY)
+                found = harness.Tasks(asked, include_path, metadata, KEY)
             self._tasks = found.loaded
             self._chances = found.chances(items)
-        elif required:
-            raise SphereBenchError(missing)
-        else:
-            logger.warning("no general ability is measured: %s", missing)
 
     def measure(self, moment: Moment) -> Findings:
         rows = []
@@ -133,14 +140,18 @@ class Ability:
         return self._chances.get(score.task, math.nan) if is_share else math.nan
 
 
-def _missing(tasks: Sequence[str], data_path: str | None) -> str | None:
-    """What the tasks need that is not there, and the mend; ``None`` if nothing is."""
+def _with_what_they_need(
+    tasks: Sequence[str], data_path: str | None
+) -> tuple[Sequence[str], str | None]:
+    """The tasks that can be asked; what the others need, and the mend, if there are others."""
     without = f"or leave it out with {KEY}.every=0"
     if not harness.is_installed():
-        return f"{KEY} needs lm-eval: pip install 'sphere-bench[lm-eval]', {without}"
-    if data_path is None and any(name.startswith("sphere") for name in tasks):
-        return (
+        return [], f"{KEY} needs lm-eval: pip install 'sphere-bench[lm-eval]', {without}"
+    spheres = harness.tasks_with_files_elsewhere()
+    others = [name for name in tasks if name not in spheres]
+    if data_path is None and len(others) < len(tasks):
+        return others, (
             f"{KEY}.tasks={','.join(tasks)} needs the files of SPHERE's tasks: name their folder "
             f"with {KEY}.data_path, choose other tasks, {without}"
         )
-    return None
+    return tasks, None

@@ -27,6 +27,7 @@ from sphere_bench.models.loading import LoadedModel
 
 #: The YAML files of the tasks that come with this package.
 OWN_TASKS = Path(__file__).with_name("tasks")
+_TAGS = ("sphere", "sphere_published")
 #: Resamples behind the standard error of what is no mean over items.
 RESAMPLES = 200
 # What lm-eval's command line sets before a task. An own generator draws the examples of a prompt.
@@ -57,6 +58,11 @@ def is_installed() -> bool:
     return find_spec("lm_eval") is not None
 
 
+def tasks_with_files_elsewhere() -> set[str]:
+    """SPHERE's four tasks, as published and corrected, and their tags: the user has their files."""
+    return {*_TAGS, *(file.stem for file in OWN_TASKS.glob(f"{_TAGS[0]}_*.yaml"))}
+
+
 class Tasks:
     """Tasks, with their items loaded.
 
@@ -67,7 +73,8 @@ class Tasks:
         key: of the configuration, for errors.
 
     Attributes:
-        loaded: each task to what lm-eval has loaded for it, a group and its tasks together.
+        loaded: each task to what lm-eval has loaded for it, a group and its tasks together. A task
+            is not there beside its group.
 
     Raises:
         SphereBenchError: there is no such folder, lm-eval knows no such task, or cannot load its
@@ -99,14 +106,21 @@ class Tasks:
             # Going through lm-eval's own ten thousand takes seconds.
             if not all(_is_known(known, name) for name in names):
                 known = manager(include_defaults=True)
-            self.loaded = {
+            parts = {
                 part: loaded
                 for name in names
                 for part, loaded in _parts(name, _load(known, name, key)).items()
             }
+        in_groups = {task for part in parts.values() if part["groups"] for task in part["tasks"]}
+        self.loaded = {
+            name: part for name, part in parts.items() if part["groups"] or name not in in_groups
+        }
 
     def chances(self, items: int | None) -> dict[str, float]:
-        """Each task to what the best constant answer or a blind guess has on its first items."""
+        """Each task to what the best constant answer or a blind guess has on its first items.
+
+        NaN of no items.
+        """
         return {
             name: _chance(task, items)
             for loaded in self.loaded.values()
@@ -254,6 +268,8 @@ def _resampled(metric: Callable[[Sequence[Any]], float], items: Sequence[Any]) -
 def _chance(task: Any, items: int | None) -> float:
     """The larger of the share that guesses hit and that of the commonest right answer."""
     docs = list(islice(task.eval_docs, items))
+    if not docs:
+        return math.nan
     choices = [
         task.doc_to_choice(doc) if task.get_config("doc_to_choice") is not None else None
         for doc in docs

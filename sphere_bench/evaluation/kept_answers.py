@@ -30,7 +30,9 @@ def answers_file(cache: Path, loaded: LoadedModel, fingerprint: str, *asked: obj
         asked: how a forward is put together.
     """
     versions = [f"{name} {version(name)}" for name in ("lm_eval", "torch", "transformers")]
-    where = (str(loaded.device), torch.get_num_threads())
+    device = loaded.device
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    where = (str(device), card, torch.get_num_threads(), torch.get_float32_matmul_precision())
     key = repr((fingerprint, versions, where, asked))
     return cache / "abilities" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.sqlite"
 

@@ -185,6 +185,13 @@ def test_tasks_and_their_data_count_by_the_contents_of_their_folders(tmp_path: P
     assert list(corpora(runs[2])) == ["probes.ability.data_path"]
     (tmp_path / "two" / "below" / "task.yaml").write_text("task: other\n")
     assert corpora(runs[0]) != corpora(runs[1])
+    # A file among the tasks: its name and its content.
+    named = content(careful, f"probes.ability.tasks=[arc_easy,{tmp_path}/one/below/task.yaml]")
+    assert list(corpora(named)) == ["probes.ability.tasks"]
+    before = corpora(named)
+    (tmp_path / "one" / "below" / "task.yaml").write_text("task: another\n")
+    assert corpora(named) != before
+    assert identity(named) != identity(content(careful, "probes.ability.tasks=[arc_easy]"))
     # How many prompts are in a forward decides nothing, and which tasks does.
     assert identity(content(careful, "probes.ability.rows_per_batch=3")) == identity(
         content(careful)

@@ -132,6 +132,12 @@ def test_the_same_turn_again_has_the_same_numbers_however_it_is_cut(setup: Probe
 
 
 @needs_lm_eval
+def test_of_no_items_there_is_no_chance() -> None:
+    found = harness.Tasks(["tiny_kinds"], None, {}, "probes.ability")
+    assert math.isnan(found.chances(0)["tiny_kinds"])
+
+
+@needs_lm_eval
 def test_a_prompt_is_a_turn_in_the_tokenizers_chat_template(
     setup: ProbeSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,7 +165,10 @@ def test_tasks_of_ones_own_are_in_a_folder(setup: ProbeSetup, tmp_path: Path) ->
     (tmp_path / "words.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     (tmp_path / "words.yaml").write_text(OWN.replace("FOLDER", str(tmp_path)))
     (tmp_path / "several.yaml").write_text("group: several\ntask: [words, tiny_kinds]\n")
-    found = rows_of(Ability(setup, ["several"], include_path=str(tmp_path), items=4))
+    # The second name is part of the first: it is asked once.
+    probe = Ability(setup, ["several", "words"], include_path=str(tmp_path), items=4)
+    assert len(probe.measure(Moment(1, 1, 1, {})).tables["abilities"]) == 2
+    found = rows_of(probe)
     row = found["words", "exact_match,first"]
     # The tokens stop before the full stop of the answers that the model knows.
     assert row["value"] == 0.75
@@ -231,6 +240,27 @@ def test_without_the_package_one_line_says_what_to_do(
 def test_without_the_files_of_spheres_tasks_the_key_is_named(setup: ProbeSetup) -> None:
     with pytest.raises(SphereBenchError, match=r"name their folder with probes\.ability\.data"):
         Ability(setup, ["sphere_rte"])
+
+
+@needs_lm_eval
+def test_what_needs_no_files_is_asked_without_them(
+    setup: ProbeSetup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "words.jsonl").write_text(json.dumps({"question": "Who?", "answer": "Nobody"}))
+    named = OWN.replace("FOLDER", str(tmp_path)).replace("task: words", "task: spherewords")
+    (tmp_path / "words.yaml").write_text(named)
+    asked = ["sphere_rte", "tiny_kinds", "spherewords"]
+    keys = {"include_path": str(tmp_path), "items": 1, "required": False}
+    with caplog.at_level(logging.WARNING, "sphere_bench"):
+        found = rows_of(Ability(setup, asked, **keys))
+    assert {task for task, _ in found} == {"tiny_kinds", "spherewords"}
+    (line,) = (each.message for each in caplog.records)
+    assert line.startswith(
+        "of general ability only tiny_kinds, spherewords is measured: probes.abi"
+    )
+    with caplog.at_level(logging.WARNING, "sphere_bench"):
+        assert rows_of(Ability(setup, ["sphere"], required=False)) == {}
+    assert caplog.records[-1].message.startswith("no general ability is measured: probes.ability")
 
 
 @pytest.mark.parametrize("wrong", [{"items": 0}, {"rows_per_batch": 0}])
