@@ -6,6 +6,7 @@ offsets show which characters belong to a token.
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
@@ -33,8 +34,25 @@ class Continuation(NamedTuple):
         return range(len(self.ids) - self.target_length - 1, len(self.ids) - 1)
 
 
+# What is edited and scored is tokenised once a run and kept, as long as it is not much: some 3 kB
+# each. It is not to be changed.
+_KEPT_TEXTS, _KEPT_CHARACTERS = 1 << 14, 1000
+_kept: WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, Encoding]] = WeakKeyDictionary()
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
     """Tokens of ``text`` as the model expects them: with BOS if the tokenizer adds it, no EOS."""
+    if len(text) > _KEPT_CHARACTERS:
+        return _encode(tokenizer, text)
+    kept = _kept.setdefault(tokenizer, {})
+    if text not in kept:
+        if len(kept) == _KEPT_TEXTS:
+            kept.clear()
+        kept[text] = _encode(tokenizer, text)
+    return kept[text]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
     encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     end = len(ids)

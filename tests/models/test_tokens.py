@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from sphere_bench.models import tokens
 from sphere_bench.models.tokens import encode, encode_continuation, last_token_of
 from tests.tiny_models import TOKENIZER
 
@@ -26,3 +29,25 @@ def test_last_token_of_the_subject(tokenizer: PreTrainedTokenizerBase) -> None:
     start = text.index("Parrirk Wour")
     last = last_token_of(offsets, start, start + len("Parrirk Wour"))
     assert tokenizer.decode(ids[: last + 1]) == "The mother of Parrirk Wour"
+
+
+def test_a_text_is_tokenised_once_unless_there_are_too_many(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    plain = tokens._encode
+
+    def counted(tokenizer: PreTrainedTokenizerBase, text: str) -> Any:
+        asked.append(text)
+        return plain(tokenizer, text)
+
+    monkeypatch.setattr(tokens, "_encode", counted)
+    monkeypatch.setattr(tokens, "_KEPT_TEXTS", 2)
+    tokens._kept.clear()
+    long = "long " * tokens._KEPT_CHARACTERS
+    for text in ("one", "two", "one", "two", long, long, "one"):
+        assert encode(tokenizer, text) == plain(tokenizer, text)
+    assert asked == ["one", "two", long, long]
+    encode(tokenizer, "three")
+    encode(tokenizer, "one")
+    assert asked[4:] == ["three", "one"]
