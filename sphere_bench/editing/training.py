@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.batch import Batch
 from sphere_bench.errors import check_above, check_at_least, check_choice
 from sphere_bench.geometry.energy import as_double
-from sphere_bench.models.batching import backing_off, pad_right
+from sphere_bench.models.batching import Budget, backing_off, pad_right
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.tokens import Continuation, encode_continuation, ended
@@ -182,7 +183,18 @@ class Training:
                 total += loss.item()
             return total
 
-        return backing_off(add_up, len(texts), "requests")
+        # Not of this chunk, which may be a short one, but of what memory allows in a forward.
+        size = min(self._together.size, len(texts))
+        budget = Budget(size)
+        total = backing_off(add_up, budget, "requests")
+        if budget.size < size:
+            self._together.size = budget.size
+        return total
+
+    @cached_property
+    def _together(self) -> Budget:
+        """Texts in one forward."""
+        return Budget(self.chunk)
 
     def _share(self, text: Continuation) -> int:
         """A text's weight in the mean."""
