@@ -121,10 +121,18 @@ def build_sphere(config: Config) -> Sphere | None:
 
 
 def build_measurer(
-    config: Config, loaded: LoadedModel, dataset: EditDataset, weights: EditedWeights
+    config: Config,
+    loaded: LoadedModel,
+    dataset: EditDataset,
+    weights: EditedWeights,
+    fingerprint: str | None = None,
 ) -> Measurer:
-    """The probes, each with its cadence, and the scopes that they look at."""
-    setup = build_probe_setup(config, loaded, dataset, weights)
+    """The probes, each with its cadence, and the scopes that they look at.
+
+    Args:
+        fingerprint: of the unedited model, if it is known.
+    """
+    setup = build_probe_setup(config, loaded, dataset, weights, fingerprint)
     probes = [
         _build_probe(name, node, setup) for name, node in config.probes.items() if node["every"]
     ]
@@ -143,9 +151,13 @@ def build_measurer(
 
 
 def build_probe_setup(
-    config: Config, loaded: LoadedModel, dataset: EditDataset, weights: EditedWeights
+    config: Config,
+    loaded: LoadedModel,
+    dataset: EditDataset,
+    weights: EditedWeights,
+    fingerprint: str | None = None,
 ) -> ProbeSetup:
-    """What the run gives to its probes."""
+    """What the run gives to its probes; see :func:`build_measurer`."""
 
     def texts(corpus: str, key: str) -> Iterable[str]:
         return ordinary_texts(loaded, corpus, key)
@@ -158,6 +170,7 @@ def build_probe_setup(
         tokens_per_batch=Budget(config.evaluation.tokens_per_batch),
         texts=texts,
         cache=cache_folder(config.statistics.cache),
+        fingerprint=fingerprint,
     )
 
 

@@ -186,7 +186,7 @@ def make(config: Config, found: Continuation) -> int:
     setup = build.build_setup(config, loaded, dataset, contexts, fingerprint)
     check_prompts_fit(loaded, dataset.records, setup.contexts)
     editing = build.build_editing(config, setup)
-    measurer = build.build_measurer(config, loaded, dataset, setup.weights)
+    measurer = build.build_measurer(config, loaded, dataset, setup.weights, fingerprint)
     check_objective(config.objective.metric, measurer.tables.described())
     facts["config_hash"] = config_hash(identity(asdict(config)))
     facts["contexts"] = list(setup.contexts)

@@ -15,7 +15,6 @@ from sphere_bench.evaluation.kept_answers import answers_file
 from sphere_bench.evaluation.probe import Findings, Moment, ProbeSetup
 from sphere_bench.evaluation.scopes import check_sizes
 from sphere_bench.models.batching import Budget, backing_off
-from sphere_bench.models.fingerprint import model_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class Ability:
             )
         check_at_least(f"{KEY}.rows_per_batch", rows_per_batch, 1)
         self.loaded = setup.loaded
-        self.cache = setup.cache
+        self.cache, self.fingerprint = setup.cache, setup.fingerprint
         self.items = items
         self.apply_chat_template = apply_chat_template
         self._rows = Budget(rows_per_batch)
@@ -105,8 +104,7 @@ class Ability:
 
     def measure(self, moment: Moment) -> Findings:
         rows = []
-        # It takes a pass over all weights, so once for all tasks.
-        unedited = model_fingerprint(self.loaded) if self.cache and moment.step == 0 else None
+        unedited = self.fingerprint if moment.step == 0 else None
         for name, tasks in self._tasks.items():
             started = perf_counter()
             kept = None

@@ -26,6 +26,7 @@ class ProbeSetup:
         tokens_per_batch: padded tokens in one forward, see ``models.batching``.
         texts: a corpus, and the configuration's key that names it, to its texts.
         cache: a folder for what runs of one model need not measure again; ``None`` is none.
+        fingerprint: the unedited model's, ``None`` where it is not known.
     """
 
     loaded: LoadedModel
@@ -35,6 +36,7 @@ class ProbeSetup:
     tokens_per_batch: Budget
     texts: Callable[[str, str], Iterable[str]]
     cache: Path | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

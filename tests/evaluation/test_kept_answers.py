@@ -14,6 +14,7 @@ from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation import harness
 from sphere_bench.evaluation.ability import Ability
 from sphere_bench.evaluation.probe import Moment, ProbeSetup
+from sphere_bench.models.fingerprint import model_fingerprint
 from sphere_bench.models.loading import load_model
 
 pytestmark = pytest.mark.skipif(
@@ -31,7 +32,8 @@ def unkept() -> ProbeSetup:
 
 @pytest.fixture
 def setup(unkept: ProbeSetup, tmp_path: Path) -> ProbeSetup:
-    return replace(unkept, cache=tmp_path / "cache")
+    fingerprint = model_fingerprint(unkept.loaded)
+    return replace(unkept, cache=tmp_path / "cache", fingerprint=fingerprint)
 
 
 @pytest.fixture
@@ -67,6 +69,11 @@ def test_the_next_run_does_not_ask_again(
     assert forwards
 
 
+def test_of_a_model_that_is_not_known_nothing_is_kept(setup: ProbeSetup) -> None:
+    measured(replace(setup, fingerprint=None))
+    assert kept(setup) == []
+
+
 def test_what_is_asked_otherwise_or_of_another_model_has_a_file_of_its_own(
     setup: ProbeSetup, unkept: ProbeSetup, forwards: list[int]
 ) -> None:
@@ -78,7 +85,7 @@ def test_what_is_asked_otherwise_or_of_another_model_has_a_file_of_its_own(
     try:
         setup.weights.write(1, 0 * weight)
         forwards.clear()
-        other = measured(setup)
+        other = measured(replace(setup, fingerprint=model_fingerprint(setup.loaded)))
         assert forwards and len(kept(setup)) == 4
         assert other == measured(unkept)
     finally:
