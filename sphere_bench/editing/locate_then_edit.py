@@ -137,13 +137,15 @@ class LocateThenEdit:
 
 def _prepare(solver: UpdateSolver, setup: EditingSetup) -> dict[str, Any]:
     """Prepare the solver, and measure its null space if it has one."""
-    moments = setup.second_moments()
+    moments = dict(setup.second_moments())
     solver.decompose = setup.decompose
-    solver.prepare(moments)
-    own = energy_shares(solver.bases, moments)
+    own: dict[int, float] = {}
+    for layer in list(moments):  # each C is let go once it has been used: all need much memory
+        moment = {layer: moments.pop(layer)}
+        solver.prepare(moment)
+        own |= energy_shares(solver.bases, moment)
     if not own:
         return {}
-    del moments  # those of held-out text need as much memory
     held_out = energy_shares(solver.bases, setup.held_out_moments())
     return {"null_space": compare_energies(solver.bases, own, held_out)}
 

@@ -33,7 +33,7 @@ class UpdateSolver(ABC):
 
     @abstractmethod
     def prepare(self, second_moments: Mapping[int, Tensor]) -> None:
-        """Prepare for the run with each edited layer's C [d_in, d_in]."""
+        """Prepare for the run with C [d_in, d_in] of edited layers, one at a time or several."""
 
     @abstractmethod
     def solve(self, layer: int, keys: Tensor, residual: Tensor) -> Tensor:
@@ -109,16 +109,20 @@ class LeastSquares(UpdateSolver):
 
     def prepare(self, second_moments: Mapping[int, Tensor]) -> None:
         for layer, moment in second_moments.items():
-            system = self.second_moment_weight * as_double(moment)
             if self.null_space is not None:
-                basis = self.null_space.basis(moment, layer, self.decompose)
-                self._bases[layer] = basis
-                if self.second_moment_weight:
-                    system = basis.T @ system @ basis
-                else:
-                    system = system.new_zeros(basis.shape[1], basis.shape[1])
+                self._bases[layer] = self.null_space.basis(moment, layer, self.decompose)
+            system = self._ordinary(layer, moment)
             system.diagonal().add_(self.ridge)
             self._factor(layer, system)
+
+    def _ordinary(self, layer: int, moment: Tensor) -> Tensor:
+        """lambda C in the m coordinates of the system, [m, m]."""
+        moment, basis = as_double(moment), self._bases.get(layer)
+        if basis is None:
+            return self.second_moment_weight * moment
+        if not self.second_moment_weight:  # without products that all come to nothing
+            return moment.new_zeros(basis.shape[1], basis.shape[1])
+        return basis.T @ (self.second_moment_weight * moment) @ basis
 
     def add_ridge(self, ridge: float) -> None:
         """Add ``ridge`` times the identity to A of every layer, once it is prepared."""

@@ -22,9 +22,9 @@ def energy_shares(bases: Mapping[int, Tensor], moments: Mapping[int, Tensor]) ->
         moments: layer to C [d_in, d_in] of the keys.
     """
     return {
-        layer: energy_share(basis, moments[layer])
-        for layer, basis in bases.items()
-        if layer in moments
+        layer: energy_share(bases[layer], moment)
+        for layer, moment in moments.items()
+        if layer in bases
     }
 
 
