@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sphere_bench.geometry.energy import as_double
-from sphere_bench.models.batching import pad_right, token_batches
+from sphere_bench.models.batching import launch_price, pad_right, token_batches
 from sphere_bench.models.hooks import capture, probe_outputs, select_positions
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.tokens import Continuation
@@ -46,7 +46,8 @@ def projection_rows(
     projections = {layer: loaded.layout.projection(layer) for layer in layers}
     found: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in layers}
     owners: list[int] = []
-    for group in token_batches([len(text.ids) - 1 for text in texts], tokens_per_batch):
+    lengths = [len(text.ids) - 1 for text in texts]
+    for group in token_batches(lengths, tokens_per_batch, launch_price(loaded.device)):
         places = [
             (row, column, texts[index].ids[column + 1], index)
             for row, index in enumerate(group)

@@ -42,8 +42,7 @@ def model(dtype: str, device: torch.device) -> LoadedModel:
 def logits(loaded: LoadedModel, *, whole: bool) -> Tensor:
     """After every suffix token, in the order of the rows."""
     batch = PackedBatch.build(loaded, ROWS, STARTS, LAYER, loaded, whole=whole)
-    places = torch.arange(len(batch.hidden), device=loaded.device)
-    found = batch.logits(batch.hidden, places)
+    found = batch.logits(batch.hidden, batch.places(range(len(batch.hidden))))
     lengths = [len(ROWS[index]) - STARTS[index] for index in batch.order]
     of_row = dict(zip(batch.order, found.split(lengths), strict=True))
     return torch.cat([of_row[row] for row in range(len(ROWS))])

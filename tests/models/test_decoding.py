@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.models.batching import Budget
 from sphere_bench.models.decoding import check_room, continuations
 from sphere_bench.models.loading import LoadedModel
 from tests.tiny_models import CONFIGS, VOCABULARY, tiny_model
@@ -94,8 +95,12 @@ def test_out_of_memory_makes_batches_smaller(monkeypatch: pytest.MonkeyPatch) ->
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(loaded.model, "forward", small_memory)
-    assert continuations(loaded, ROWS, LENGTHS) == whole
+    budget = Budget(64)
+    assert continuations(loaded, ROWS, LENGTHS, tokens_per_batch=budget) == whole
     assert sizes[0] == len(ROWS)
+    sizes.clear()
+    assert continuations(loaded, ROWS, LENGTHS, tokens_per_batch=budget) == whole
+    assert max(sizes) <= 3
 
 
 def test_a_prompt_without_room_behind_it_is_named() -> None:

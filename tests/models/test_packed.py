@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sphere_bench.models import batching
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
-from sphere_bench.models.replay.packed import PackedBatch, takes_packed_tokens
+from sphere_bench.models.replay.packed import PackedBatch, Places, takes_packed_tokens
 from sphere_bench.models.replay.prefixes import Stems
 from sphere_bench.models.replay.suffix import SuffixBatch
 from tests.tiny_models import CONFIGS, ROWS, STARTS, tiny_model
@@ -37,8 +37,8 @@ def packed_logits(batch: PackedBatch, delta: Tensor) -> dict[int, Tensor]:
     firsts = torch.tensor(batch.firsts)
     hidden = batch.hidden.index_add(0, firsts, delta[batch.order].to(batch.hidden.dtype))
     # In an order that is not that of the tokens.
-    places = torch.arange(len(hidden)).flip(0)
-    logits = batch.logits(hidden, places).flip(0)
+    places = range(len(hidden))[::-1]
+    logits = batch.logits(hidden, batch.places(places)).flip(0)
     lengths = [len(ROWS[index]) - STARTS[index] for index in batch.order]
     return dict(zip(batch.order, logits.split(lengths), strict=True))
 
@@ -122,7 +122,7 @@ def test_transformers_has_its_own_attention_back_after_an_error() -> None:
     before = dict(ALL_ATTENTION_FUNCTIONS)
     batch = packed(loaded)
     with pytest.raises(IndexError):
-        batch.logits(batch.hidden, torch.tensor([1000]))
+        batch.logits(batch.hidden, Places([(0, *torch.tensor([[0], [1000]]))]))
     assert dict(ALL_ATTENTION_FUNCTIONS) == before
 
 

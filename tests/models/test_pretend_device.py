@@ -12,7 +12,7 @@ import torch
 from accelerate import dispatch_model
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTJConfig, LlamaConfig
 
 from sphere_bench.build import build_editing, build_measurer, build_setup
 from sphere_bench.cli import main
@@ -137,7 +137,20 @@ def test_the_devices_are_strict() -> None:
     assert (waits.total("write"), waits.total("read")) == (4, 4)
 
 
-def test_an_iteration_of_the_value_solver_waits_once(loaded: LoadedModel) -> None:
+@pytest.fixture(scope="module")
+def padding() -> LoadedModel:
+    """A model whose attention takes no packed tokens, on one device."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 3, "n_head": 2, "rotary_dim": 4}
+    model = AutoModelForCausalLM.from_config(GPTJConfig(**shape, n_positions=64))
+    return wrap_model(model.to(DEVICES[0]), AutoTokenizer.from_pretrained(TOKENIZER))
+
+
+@pytest.mark.parametrize("model", ["loaded", "padding"])
+def test_an_iteration_of_the_value_solver_waits_once(
+    model: str, request: pytest.FixtureRequest
+) -> None:
+    loaded = request.getfixturevalue(model)
     before: list[Counter[tuple[str, str]]] = []
     requests = load_golden("tiny-llama").requests[:2]
     with counted_waits() as waits:
@@ -153,6 +166,16 @@ def test_an_iteration_of_the_value_solver_waits_once(loaded: LoadedModel) -> Non
     # The first one also sends the indices that all share.
     assert [sum(each.values()) for each in iterations[1:]] == [1, 1, 1]
     assert sum(number for (kind, _), number in iterations[0].items() if kind == "read") == 1
+
+
+def test_key_statistics_wait_no_more_than_their_forwards(padding: LoadedModel) -> None:
+    # Of unlike length: there is padding.
+    texts = ["Nobody knew why.", "It rained in Rome, and then it rained in Oslo, too."] * 2
+    with counted_waits() as waits:
+        second_moments(padding, [0, 1], texts, 100)
+    at_the_end = waits.counts["read", "editing/statistics/second_moments.py:means"]
+    # The forward's own, which looks for packed sequences: one batch.
+    assert waits.total("read") - at_the_end == 1, waits.counts
 
 
 @pytest.mark.parametrize("editor", EDITORS)

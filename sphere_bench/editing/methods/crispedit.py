@@ -14,7 +14,7 @@ from sphere_bench.editing.statistics.kronecker import FlatDirections, KroneckerF
 from sphere_bench.editing.statistics.second_moments import TOKENS_PER_BATCH
 from sphere_bench.editing.training import Training
 from sphere_bench.errors import SphereBenchError, check_above, check_between
-from sphere_bench.models.batching import backing_off, token_batches
+from sphere_bench.models.batching import backing_off, launch_price, token_batches
 from sphere_bench.models.tokens import Continuation
 
 
@@ -83,8 +83,8 @@ class CrispEdit:
 
     def _add(self, texts: Sequence[Continuation]) -> None:
         """Add the curvature of ``texts`` on the present model."""
-        budget = self.setup.tokens_per_batch
-        for group in token_batches([len(text.ids) for text in texts], TOKENS_PER_BATCH):
+        budget, price = self.setup.tokens_per_batch, launch_price(self.setup.loaded.device)
+        for group in token_batches([len(text.ids) for text in texts], TOKENS_PER_BATCH, price):
             read = partial(self._read, [texts[index] for index in group])
             for layer, rows in backing_off(read, budget).layers.items():
                 self._factors[layer].add(*rows)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.models.batching import backing_off, pad_right, token_batches
+from sphere_bench.models.batching import backing_off, launch_price, pad_right, token_batches
 from sphere_bench.models.hooks import capture
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
@@ -80,6 +80,7 @@ def second_moments(
     windows = token_windows(loaded, texts, tokens, max_length, tokens_per_text)
     waiting: list[list[int]] = []
     sums = _KeySums(loaded, layers)
+    price = launch_price(loaded.device)
 
     def add_all(size: int) -> None:
         # When called again with a smaller size, it goes on where memory ran out.
@@ -88,7 +89,7 @@ def second_moments(
                 waiting.extend(islice(windows, _WINDOWS_AT_A_TIME))
             if not waiting:
                 return
-            batch = token_batches([len(window) for window in waiting], size)[-1]
+            batch = token_batches([len(window) for window in waiting], size, price)[-1]
             added = sums.add([waiting[index] for index in batch])
             for index in sorted(batch, reverse=True):
                 del waiting[index]
@@ -148,18 +149,18 @@ class _KeySums:
             )
         if self._single_tokens >= _TOKENS_IN_SINGLE:
             self._flush()
-        device = self._loaded.device
-        tokens = pad_right(windows).to(device)
-        lengths = torch.tensor([len(window) for window in windows], device=device)
-        real = torch.arange(tokens.shape[1], device=device) < lengths[:, None]  # [b, s]
-        added = sum(map(len, windows))
+        tokens = pad_right(windows)
+        lengths = torch.tensor([len(window) for window in windows])
+        # Found here: a mask on the device would have to be waited for.
+        real = (torch.arange(tokens.shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0]
+        added = len(real)
         padded = tokens.numel() > added
         with capture(self._projections, "input", stop=True) as captured:
-            self._loaded.model.base_model(input_ids=tokens, use_cache=False)
-        keys = {
-            layer: (seen[real.to(seen.device)] if padded else seen.flatten(0, 1)).float()
-            for layer, seen in captured.items()
-        }
+            self._loaded.model.base_model(input_ids=tokens.to(self._loaded.device), use_cache=False)
+        keys = {}
+        for layer, seen in captured.items():
+            rows = seen.flatten(0, 1)
+            keys[layer] = (rows[real.to(rows.device)] if padded else rows).float()
         # Here memory should not run out. If it does, a second try would count some keys twice.
         self._half_added = True
         for layer, blocks in self._single.items():

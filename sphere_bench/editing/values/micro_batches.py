@@ -12,7 +12,7 @@ from torch.nn import functional
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.replay.packed import PackedBatch, takes_packed_tokens
+from sphere_bench.models.replay.packed import PackedBatch, Places
 from sphere_bench.models.replay.prefixes import Stems
 
 
@@ -109,7 +109,7 @@ class MicroBatch:
         device = self.before.device
         places, owners = zip(*essences, *(target[:2] for target in targets), strict=True)
         return _Read(
-            torch.tensor(places, device=device),
+            self.batch.places(places),
             torch.tensor(owners, device=device),
             torch.tensor([token for _, _, token, *_ in targets], dtype=torch.long, device=device),
             torch.tensor([share for *_, share, _ in targets], device=device),
@@ -121,14 +121,14 @@ class _Read(NamedTuple):
     """What is read of a forward: first the essence prompts, then all target tokens.
 
     Attributes:
-        places: of the tokens after which a prediction is read, [e + m].
+        places: of the e + m tokens after which a prediction is read.
         owners: their requests, [e + m].
         asked: the target tokens, [m].
         shares: weight of each target token in the loss of its request, [m].
         counted: whether its prompt is another than the bare one, [m].
     """
 
-    places: Tensor
+    places: Places
     owners: Tensor
     asked: Tensor
     shares: Tensor
@@ -143,6 +143,8 @@ def micro_batches(
     contexts: Sequence[str],
     tokens_per_batch: int,
     kl_factor: float,
+    *,
+    whole: bool,
 ) -> tuple[list[MicroBatch], Tensor]:
     """The texts of the requests, and the output of ``layer`` before optimisation.
 
@@ -154,6 +156,7 @@ def micro_batches(
         contexts: templates with one ``{}``; the first is the bare prompt.
         tokens_per_batch: suffix tokens in a micro-batch.
         kl_factor: weight of the essence prompts.
+        whole: whether ``upper`` takes packed tokens.
 
     Returns:
         The micro-batches, and h0 [n, d_model], the output at the subjects in the bare prompts.
@@ -168,7 +171,6 @@ def micro_batches(
         layer,
         upper,
     )
-    whole = takes_packed_tokens(upper, layer)
     width = loaded.model.config.hidden_size
     initial = torch.empty(len(requests), width, device=loaded.device_of(layer))
     batches = []
@@ -260,5 +262,4 @@ def _log_probabilities(batch: PackedBatch, texts: Sequence[int]) -> Tensor:
     if not texts:
         return torch.empty(0, 1, device=device)
     batch = batch.keep(texts)
-    places = torch.tensor(batch.firsts, device=device)
-    return batch.logits(batch.hidden, places).log_softmax(dim=1)
+    return batch.logits(batch.hidden, batch.places(batch.firsts)).log_softmax(dim=1)

@@ -18,10 +18,11 @@ from sphere_bench.editing.values.stopping import LossThreshold, Stopping
 from sphere_bench.models.batching import Budget, backing_off
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
+from sphere_bench.models.replay.packed import takes_packed_tokens
 
 # Requests that are solved together on a CPU, where the products are as fast for few as for many.
-# On a device as many as there are for a process.
-_REQUESTS_A_PIECE = 16
+# On a device as many as there are for a process, as far as their prefixes leave room for a forward.
+_REQUESTS_A_PIECE, _REQUESTS_ON_A_DEVICE = 16, 256
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,7 @@ def solve_target_values(
         layer: z, the last edited layer.
         contexts: templates with one ``{}``; the first is the bare prompt, where h0 is read.
         settings: of the solver.
-        tokens_per_batch: padded suffix tokens in one forward and backward; halved when memory
-            runs out.
+        tokens_per_batch: suffix tokens in one forward and backward; halved when memory runs out.
         norms: [n], used instead of ||h0|| in the clamp and the weight decay.
         advance: is given the share of the iterations that are done.
     """
@@ -99,7 +99,7 @@ def solve_target_values(
     if settings.jointly:
         size = len(requests)
     elif loaded.device.type != "cpu":
-        size = math.ceil(len(requests) / loaded.team.size)
+        size = min(math.ceil(len(requests) / loaded.team.size), _REQUESTS_ON_A_DEVICE)
     pieces = [
         (requests[first : first + size], None if norms is None else norms[first : first + size])
         for first in range(0, len(requests), size)
@@ -134,6 +134,7 @@ def _solve_pieces(
     """The target values of each piece: requests, and what to use instead of their ||h0||."""
     above = range(layer + 1, len(loaded.layout))
     upper = with_layers_in(loaded, above, settings.precision or loaded.dtype)
+    whole = takes_packed_tokens(upper, layer)
 
     def solve(
         requests: Sequence[EditRequest],
@@ -142,7 +143,7 @@ def _solve_pieces(
         tokens: int,
     ) -> TargetValues:
         batches, initial = micro_batches(
-            loaded, upper, requests, layer, contexts, tokens, settings.kl_factor
+            loaded, upper, requests, layer, contexts, tokens, settings.kl_factor, whole=whole
         )
         norms = initial.norm(dim=1) if reference_norms is None else reference_norms
         return _Solver(batches, initial, norms, settings, advance).solve()

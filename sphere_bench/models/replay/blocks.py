@@ -17,7 +17,7 @@ class Block:
         batch: b texts with suffixes of at most s tokens.
         length: s.
         places: of the real tokens in the b * s padded ones; ``None`` if there is no padding.
-        mask: what may be attended to, [b, 1, s, prefix + s]; ``None`` if a query sees everything.
+        mask: what may be attended to, [b, 1, s, prefix + s].
     """
 
     batch: SuffixBatch

@@ -6,12 +6,13 @@ block, behind the keys and values of their prefixes.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,20 @@ from sphere_bench.models.replay.suffix import SuffixBatch
 _NO_MASK = (1, 1, 1, 1)
 # Options of an attention function that change nothing here, or are known.
 _KNOWN = {"dropout", "is_causal", "position_ids", "use_cache", "sliding_window", "softcap"}
+
+
+class Places(NamedTuple):
+    """Tokens of a batch after which a prediction is read; made once, without waiting for a device.
+
+    Attributes:
+        parts: for each forward that reads some of them: which block it is of (all tokens together
+            are one), and their rows and columns there.
+        order: puts what the forwards give, one after another, into the order that was asked for,
+            [n]; ``None`` if they have it.
+    """
+
+    parts: list[tuple[int, Tensor, Tensor]]
+    order: Tensor | None = None
 
 
 class _CannotPack(Exception):
@@ -98,12 +113,31 @@ class PackedBatch:
         """The output of layer z for all suffix tokens, [T, d_model]."""
         return torch.cat([view.unpad(view.batch.hidden) for view in self._views])
 
-    def logits(self, hidden: Tensor, places: Tensor) -> Tensor:
+    def places(self, chosen: Sequence[int]) -> Places:
+        """Some of the T tokens, for :meth:`logits`."""
+        device = self.blocks[0].tokens.device
+        if self.whole:
+            columns = torch.tensor(chosen, device=device)
+            return Places([(0, torch.zeros_like(columns), columns)])
+        grid = [
+            (number, row, column)
+            for number, block in enumerate(self.blocks)
+            for row, length in enumerate(block.suffixes)
+            for column in range(length)
+        ]
+        wanted = sorted((*grid[place], index) for index, place in enumerate(chosen))
+        numbers = Counter(number for number, *_ in wanted)
+        _, rows, columns, indices = torch.tensor(wanted).T.to(device)
+        sizes = list(numbers.values())
+        parts = zip(numbers, rows.split(sizes), columns.split(sizes), strict=True)
+        return Places(list(parts), indices.argsort())
+
+    def logits(self, hidden: Tensor, places: Places) -> Tensor:
         """Logits at some places if layer z's output is ``hidden``; gradients flow to it.
 
         Args:
             hidden: [T, d_model]; it is rounded to the dtype of the layers above.
-            places: n of the T tokens.
+            places: of n of the T tokens.
 
         Returns:
             [n, vocab], in float32.
@@ -111,10 +145,11 @@ class PackedBatch:
         if not self.whole:
             return self._padded_logits(hidden, places)
         upper, layer = self.blocks[0].upper, self.blocks[0].layer
+        ((_, rows, columns),) = places.parts
         with (
             starting_after(upper, layer, hidden[None]),
-            select_positions(upper.layout.head, torch.zeros_like(places), places),
-            _PackedAttention(self._views, layer + 1).in_place_of(upper),
+            select_positions(upper.layout.head, rows, columns),
+            self._attention.in_place_of(upper),
         ):
             output = upper.model(
                 input_ids=self._tokens,
@@ -147,22 +182,18 @@ class PackedBatch:
     def _positions(self) -> Tensor:
         return torch.cat([view.unpad(view.batch.positions) for view in self._views])[None]
 
-    def _padded_logits(self, hidden: Tensor, places: Tensor) -> Tensor:
+    @cached_property
+    def _attention(self) -> "_PackedAttention":
+        return _PackedAttention(self._views, self.blocks[0].layer + 1)
+
+    def _padded_logits(self, hidden: Tensor, places: Places) -> Tensor:
         """As :meth:`logits`, with a forward for each block."""
-        found, order = [], []
-        first = 0
-        for view, part in zip(self._views, hidden.split(self._sizes), strict=True):
-            (own,) = ((places >= first) & (places < first + len(part))).nonzero(as_tuple=True)
-            first += len(part)
-            if not len(own):
-                continue
-            grid = places[own] - (first - len(part))
-            if view.places is not None:
-                grid = view.places[grid]
-            rows, columns = grid // view.length, grid % view.length
-            found.append(view.batch.logits(view.pad(part), rows, columns))
-            order.append(own)
-        return torch.cat(found)[torch.cat(order).argsort()]
+        parts = hidden.split(self._sizes)
+        found = []
+        for number, rows, columns in places.parts:
+            view = self._views[number]
+            found.append(view.batch.logits(view.pad(parts[number]), rows, columns))
+        return torch.cat(found)[places.order]
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -170,14 +201,13 @@ class PackedBatch:
 
 
 class _PackedAttention:
-    """The attention of one forward: blocks of rows, each behind its own prefix."""
+    """The attention of a batch's forwards: blocks of rows, each behind its own prefix."""
 
     def __init__(self, blocks: Sequence[Block], first_layer: int) -> None:
         self._blocks = blocks
         self._sizes = [sum(block.batch.suffixes) for block in blocks]
         self._first_layer = first_layer
         self._masks: dict[tuple[int | None, torch.device], list[Tensor]] = {}
-        self._calls = 0
 
     @contextmanager
     def in_place_of(self, upper: LoadedModel) -> Iterator[None]:
@@ -186,6 +216,7 @@ class _PackedAttention:
         Raises:
             _CannotPack: not all layers have come here, or with an option that is not known.
         """
+        self._calls = 0
         name = upper.model.config._attn_implementation or "eager"
         before = ALL_ATTENTION_FUNCTIONS.get(name)
         ALL_ATTENTION_FUNCTIONS[name] = self
@@ -264,7 +295,8 @@ def takes_packed_tokens(upper: LoadedModel, layer: int) -> bool:
     text = SuffixBatch(upper, layer, one, hidden, one + 1, one, [], [0], [1])
     try:
         with torch.no_grad():
-            PackedBatch([text], [0], whole=True).logits(hidden[0], one[0])
+            batch = PackedBatch([text], [0], whole=True)
+            batch.logits(hidden[0], batch.places([0]))
     except _CannotPack:
         return False
     return True

@@ -131,8 +131,10 @@ def _cache(prefix: list[KeysValues], kind: type[DynamicLayer], skipped: int) -> 
     cache = DynamicCache()
     for keys, values in [*prefix[:1] * skipped, *prefix]:
         entry = kind()
-        entry.lazy_initialization(keys, values)
+        # As `lazy_initialization`, without the empty tensors that it sends to the device.
         entry.keys, entry.values = keys, values
+        entry.dtype, entry.device = keys.dtype, keys.device
+        entry.is_initialized = True
         cache.layers.append(entry)
     return cache
 
