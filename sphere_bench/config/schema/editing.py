@@ -112,7 +112,7 @@ class ContextsConfig:
             with one ``{}`` for the prompt. The bare prompt is always among them.
         context_tokens: tokens of a generated prefix, its opening word and a BOS among them; in
             ``editor.context_lengths``, unless the editor has lengths of its own.
-        tokens_per_batch: padded tokens in one forward; halved when memory runs out.
+        tokens_per_batch: tokens in one forward; halved when memory runs out.
         precision: dtype of the layers that target values are optimised through; null is
             ``model.dtype``. ``bfloat16`` is faster where the processor has it. What is optimised
             stays float32, and everything else keeps ``model.dtype``.
