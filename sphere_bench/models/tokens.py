@@ -34,22 +34,35 @@ class Continuation(NamedTuple):
         return range(len(self.ids) - self.target_length - 1, len(self.ids) - 1)
 
 
-# What is edited and scored is tokenised once a run and kept, as long as it is not much: some 3 kB
-# each. It is not to be changed.
-_KEPT_TEXTS, _KEPT_CHARACTERS = 1 << 14, 1000
-_kept: WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, Encoding]] = WeakKeyDictionary()
+class _Kept:
+    """Texts with their tokens, up to so many characters: some 40 MB."""
+
+    limit = 1 << 20
+
+    def __init__(self) -> None:
+        self.texts: dict[str, Encoding] = {}
+        self.characters = 0
+
+    def add(self, text: str, encoding: Encoding) -> None:
+        self.characters += len(text)
+        if self.characters > self.limit:
+            self.texts.clear()
+            self.characters = len(text)
+        self.texts[text] = encoding
+
+
+_kept: WeakKeyDictionary[PreTrainedTokenizerBase, _Kept] = WeakKeyDictionary()
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
-    """Tokens of ``text`` as the model expects them: with BOS if the tokenizer adds it, no EOS."""
-    if len(text) > _KEPT_CHARACTERS:
-        return _encode(tokenizer, text)
-    kept = _kept.setdefault(tokenizer, {})
-    if text not in kept:
-        if len(kept) == _KEPT_TEXTS:
-            kept.clear()
-        kept[text] = _encode(tokenizer, text)
-    return kept[text]
+    """Tokens of ``text`` as the model expects them: with BOS if the tokenizer adds it, no EOS.
+
+    What is edited and scored is tokenised once a run: the tokens are kept, and not to be changed.
+    """
+    kept = _kept.setdefault(tokenizer, _Kept())
+    if text not in kept.texts:
+        kept.add(text, _encode(tokenizer, text))
+    return kept.texts[text]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
@@ -113,8 +126,8 @@ def token_windows(
     at most its first ``tokens_per_text`` tokens count; ``None`` is no limit.
     """
     length = min(max_length, loaded.positions or max_length)
-    for text in texts:
-        ids = encode(loaded.tokenizer, text).ids[:tokens_per_text][:tokens]
+    for text in texts:  # each is read once, so that its tokens are not kept
+        ids = _encode(loaded.tokenizer, text).ids[:tokens_per_text][:tokens]
         tokens -= len(ids)
         for start in range(0, len(ids), length):
             yield ids[start : start + length]

@@ -42,12 +42,12 @@ def test_a_text_is_tokenised_once_unless_there_are_too_many(
         return plain(tokenizer, text)
 
     monkeypatch.setattr(tokens, "_encode", counted)
-    monkeypatch.setattr(tokens, "_KEPT_TEXTS", 2)
+    monkeypatch.setattr(tokens._Kept, "limit", 10)
     tokens._kept.clear()
-    long = "long " * tokens._KEPT_CHARACTERS
-    for text in ("one", "two", "one", "two", long, long, "one"):
+    for text in ("one", "two", "one", "two", "one"):
         assert encode(tokenizer, text) == plain(tokenizer, text)
-    assert asked == ["one", "two", long, long]
-    encode(tokenizer, "three")
-    encode(tokenizer, "one")
-    assert asked[4:] == ["three", "one"]
+    assert asked == ["one", "two"]
+    # Three of them have 11 characters.
+    for text in ("three", "three", "one"):
+        assert encode(tokenizer, text) == plain(tokenizer, text)
+    assert asked == ["one", "two", "three", "one"]
