@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,11 +83,10 @@ def _count(text: str) -> int:
 
 
 def measure(given: argparse.Namespace) -> "pandas.DataFrame":
-    """Measure all there is, and write the table."""
+    """Measure all there is, and write the table anew after each section: it survives a cut-off."""
     from benchmark_stages import Benchmark
 
     from sphere_bench.config.composition import compose_config
-    from sphere_bench.files import atomic_file
     from sphere_bench.run_folder import provenance
 
     config = compose_config(given.overrides)
@@ -94,18 +94,28 @@ def measure(given: argparse.Namespace) -> "pandas.DataFrame":
     steps = given.growth_steps
     if steps is None:
         steps = 100 if benchmark.device.type == "cuda" else 5
-    benchmark.memory()
-    benchmark.stages()
-    benchmark.evaluation()
-    benchmark.statistics(given.statistics_tokens)
-    benchmark.growth(steps, given.growth_edits)
-    table = benchmark.table()
-    device = str(benchmark.device)
-    table.attrs["provenance"] = provenance.collect(config=asdict(config), device=device)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(given.out) as temporary:
-        table.to_parquet(temporary)
+    facts = provenance.collect(config=asdict(config), device=str(benchmark.device))
+    for section in (
+        benchmark.memory,
+        benchmark.stages,
+        benchmark.evaluation,
+        partial(benchmark.statistics, given.statistics_tokens),
+        partial(benchmark.growth, steps, given.growth_edits),
+    ):
+        section()
+        table = benchmark.table()
+        table.attrs["provenance"] = facts
+        write(table, given.out)
     return table
+
+
+def write(table: "pandas.DataFrame", out: Path) -> None:
+    """Write the table in one piece, in place of an earlier one."""
+    from sphere_bench.files import atomic_file
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out) as temporary:
+        table.to_parquet(temporary)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmark measures every stage, and counts the value solver's work to the last operation."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,35 @@ def test_an_editor_without_target_values_is_refused_in_one_line(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert line.startswith("sphere-bench: error: editor=ultraedit has no stages to time")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_benchmark_that_is_cut_off_leaves_the_sections_that_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(benchmark: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr("benchmark_stages.Benchmark.stages", cut_off)
+    out = tmp_path / "cut.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        main([*QUICK, f"--out={out}"])
+    table = pandas.read_parquet(out)
+    assert set(table["section"]) == {"memory"}
+    assert table.attrs["provenance"]["packages"]["torch"]
+
+
+def test_the_check_of_a_gpu_leaves_the_slow_reference_out(tmp_path: Path) -> None:
+    python, asked = tmp_path / "python", tmp_path / "asked"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "OUT": str(tmp_path)}
+    script = ROOT / "scripts" / "gpu_check.sh"
+    subprocess.run([script, "editor=alphaedit"], env=environment, check=True)
+    last = asked.read_text().splitlines()[-1]
+    assert last.startswith(f"scripts/benchmark.py --out {tmp_path}/gpu-benchmark.parquet")
+    assert " --reference-edits 0 " in last and last.endswith(" editor=alphaedit")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
