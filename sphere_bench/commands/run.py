@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run_with_helpers(config: Config) -> float | None:
     """:func:`run`, the other processes being told when there is no more work."""
-    from sphere_bench.models.loading import resolve_device
+    from sphere_bench.models.devices import resolve_device
 
     team = Team.join(resolve_device(config.device))
     try:

@@ -1,6 +1,5 @@
 """Loads a pretrained causal decoder with its tokenizer and layout."""
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,12 +19,12 @@ from transformers import (
 
 from sphere_bench.assets import tiny_gpt2_path
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.models.devices import SHARDED, resolve_device
 from sphere_bench.models.hooks import keep_token_axis
 from sphere_bench.models.layout import Layout, observe_layers
-from sphere_bench.models.team import Team, process_count
+from sphere_bench.models.team import Team
 
 BUNDLED = "bundled"
-SHARDED = "sharded"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
@@ -258,37 +257,6 @@ def _check_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
             f"{tokenizer.name_or_path}: its tokenizer has the token {max(used)}, the embedding of "
             f"{type(model).__name__} only 0 to {rows - 1}: take both from the same model"
         )
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device of a configuration; ``auto`` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        SphereBenchError: it is not usable here.
-    """
-    if device == SHARDED:
-        if process_count() > 1:
-            raise SphereBenchError(
-                "device=sharded is one process with all GPUs, and tensor parallelism is not there: "
-                "start it without torchrun"
-            )
-        device = "cuda"
-    if process_count() > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))  # a card for each process
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    # A torch without CUDA raises an AssertionError. An unknown name, or a device without kernels,
-    # raises a RuntimeError.
-    except (RuntimeError, AssertionError) as error:
-        raise SphereBenchError(
-            f"device={device} is not usable here ({_reason(error)}): try device=auto or device=cpu"
-        ) from error
-    return resolved
 
 
 def _reason(error: Exception) -> str:
