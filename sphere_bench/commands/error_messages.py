@@ -50,6 +50,8 @@ def explain(error: BaseException) -> str | None:
         if error.errno in FULL:
             return no_room(error.filename, error.errno)
         return f"{error.filename}: {error.strerror}"
+    if _is_out_of_memory(error):
+        return _explain_memory(error)
     # Imported here: a wrong verb is reported without Hydra.
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -59,6 +61,24 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, HydraException):
         return _explain_composition(error)
     return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:  # else it is not torch's error
+        from sphere_bench.models.batching import is_out_of_memory
+
+        return is_out_of_memory(error)
+    return isinstance(error, MemoryError)
+
+
+def _explain_memory(error: BaseException) -> str:
+    """Of what no smaller batches help against: weights, second moments, their decompositions."""
+    wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+    more = f": {wanted[1]} more did not fit" if wanted else ""
+    return (
+        f"out of memory{more}, and smaller batches do not help: use model.dtype=bfloat16, fewer "
+        "model.layers, a smaller model or another device"
+    )
 
 
 def _explain_value(error: Any) -> str | None:

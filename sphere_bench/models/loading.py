@@ -19,6 +19,7 @@ from transformers import (
 
 from sphere_bench.assets import tiny_gpt2_path
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.models.batching import is_out_of_memory
 from sphere_bench.models.devices import SHARDED, resolve_device
 from sphere_bench.models.hooks import keep_token_axis
 from sphere_bench.models.layout import Layout, observe_layers
@@ -94,6 +95,7 @@ def load_model(
     Raises:
         SphereBenchError: the device, the path or the architecture is not usable, or weights are
             missing or not finite.
+        RuntimeError: there is no memory for the weights.
     """
     target = resolve_device(device)
     # In any case: an earlier run of a sweep may have set another one.
@@ -141,6 +143,7 @@ def load_model(
         ) from error
     # Damaged files raise exceptions of several parsers, but the user can do the same about all.
     except Exception as error:
+        _raise_if_out_of_memory(error)
         what = "cannot load it"
         if local is None:
             what = "there is no such folder, and the Hugging Face hub did not give such a model"
@@ -191,6 +194,7 @@ def random_model(
 
     Raises:
         SphereBenchError: transformers cannot make such a model.
+        RuntimeError: there is no memory for it.
     """
     try:
         known = AutoConfig.for_model(shape["model_type"])
@@ -205,6 +209,7 @@ def random_model(
             )
     # A wrong shape raises exceptions of several libraries.
     except Exception as error:
+        _raise_if_out_of_memory(error)
         raise SphereBenchError(f"model.shape: cannot make it: {_reason(error)}") from error
     return model
 
@@ -257,6 +262,12 @@ def _check_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
             f"{tokenizer.name_or_path}: its tokenizer has the token {max(used)}, the embedding of "
             f"{type(model).__name__} only 0 to {rows - 1}: take both from the same model"
         )
+
+
+def _raise_if_out_of_memory(error: Exception) -> None:
+    """Another model or device is the mend then, not another copy of the same."""
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        raise error
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import sphere_bench.commands.run
 from sphere_bench import __version__, cli
@@ -288,6 +289,40 @@ def test_an_error_of_the_program_is_one_line_that_says_how_to_see_more(monkeypat
         "sphere-bench: error: ZeroDivisionError: division by zero "
         "(set SPHERE_BENCH_DEBUG=1 for the traceback)\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "more"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.53 GiB. GPU 0 has a"),
+            ": 1.53 GiB more did not fit",
+        ),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."
+            ),
+            ": 8 bytes more did not fit",
+        ),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `create`"), ""),
+        (MemoryError(), ""),
+    ],
+)
+def test_where_nothing_backs_off_memory_that_runs_out_is_one_line(error, more, capsys):
+    assert complain(error) == 2
+    assert capsys.readouterr().err == (
+        f"sphere-bench: error: out of memory{more}, and smaller batches do not help: use "
+        "model.dtype=bfloat16, fewer model.layers, a smaller model or another device\n"
+    )
+
+
+def test_an_error_is_explained_without_importing_torch():
+    code = (
+        "import sys; from sphere_bench.commands.error_messages import explain;"
+        "sys.exit(explain(RuntimeError('any')) is not None or 'torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
 def test_debugging_shows_the_traceback_before_the_line(monkeypatch, capsys):

@@ -80,6 +80,18 @@ def test_a_wrong_shape_is_one_line(change: dict[str, object], message: str) -> N
         load_model("bundled", device="cpu", shape={**SHAPE, **change})
 
 
+@pytest.mark.parametrize(("maker", "shape"), [("from_pretrained", None), ("from_config", SHAPE)])
+def test_memory_that_runs_out_is_no_mistake_in_the_model(
+    maker: str, shape: dict[str, object] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*given: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.53 GiB.")
+
+    monkeypatch.setattr(AutoModelForCausalLM, maker, no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model("bundled", device="cpu", shape=shape)
+
+
 @pytest.mark.parametrize("path", ["models/smolm-typo", "gpt2-typo"])
 def test_a_mistyped_relative_path_is_neither_a_folder_nor_on_the_hub(path: str) -> None:
     problem = (
