@@ -74,7 +74,8 @@ class Team:
             loaded: the model.
             function: of a module, so that helpers can find it; its result must be picklable.
             pieces: of the work.
-            common: more arguments, for every process.
+            common: more arguments, for every process. A ``Budget`` among them is shared: after the
+                work it has the smallest size that memory allowed in any process.
             own: more arguments for this process.
 
         Raises:
@@ -122,6 +123,9 @@ class Team:
         """Every process's results; only the first one gets those of all."""
         from torch import distributed
 
+        from sphere_bench.models.batching import Budget
+
+        budgets = [each for each in common if isinstance(each, Budget)]
         mine: list[Result] | Exception
         try:
             mine = function(loaded, pieces[self.rank :: self.size], *common, **own)
@@ -129,14 +133,18 @@ class Team:
             mine = error
         gathered: list[Any] = [None] * self.size
         with _helpers_alive():
-            distributed.all_gather_object(gathered, mine)
+            answer = (mine, [budget.size for budget in budgets])
+            distributed.all_gather_object(gathered, answer)
         if self.rank:
             return []
-        for found in gathered:
+        shares, sizes = zip(*gathered, strict=True)
+        for budget, *allowed in zip(budgets, *sizes, strict=True):
+            budget.size = min(allowed)
+        for found in shares:
             if isinstance(found, Exception):
                 raise found
         results: list[Any] = [None] * len(pieces)
-        for rank, found in enumerate(gathered):
+        for rank, found in enumerate(shares):
             results[rank :: self.size] = found
         return results
 
