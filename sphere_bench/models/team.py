@@ -5,7 +5,9 @@ helpers, wait until it gives out a piece of work. What is given out is cut into 
 however many processes there are, so that a run's tables do not depend on their number.
 """
 
+import io
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -133,11 +135,11 @@ class Team:
             mine = error
         gathered: list[Any] = [None] * self.size
         with _helpers_alive():
-            answer = (mine, [budget.size for budget in budgets])
+            answer = pack((mine, [budget.size for budget in budgets]))
             distributed.all_gather_object(gathered, answer)
         if self.rank:
             return []
-        shares, sizes = zip(*gathered, strict=True)
+        shares, sizes = zip(*map(pickle.loads, gathered), strict=True)
         for budget, *allowed in zip(budgets, *sizes, strict=True):
             budget.size = min(allowed)
         for found in shares:
@@ -153,9 +155,28 @@ def _broadcast(thing: Any) -> Any:
     """What the first process gives; the others give nothing."""
     from torch import distributed
 
-    box = [thing]
+    box = [pack(thing)]
     distributed.broadcast_object_list(box)
-    return box[0]
+    return pickle.loads(box[0])
+
+
+def pack(thing: Any) -> bytes:
+    """Pickle what goes to another process, with its tensors on the CPU.
+
+    The name of a card is not that of the same card there, and may be that of none.
+    """
+    packed = io.BytesIO()
+    _Pickler(packed).dump(thing)
+    return packed.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, thing: Any) -> Any:
+        from torch import Tensor
+
+        if isinstance(thing, Tensor) and thing.device.type != "cpu":
+            return thing.detach().cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return NotImplemented
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """On devices that are not the CPU: nothing mixes them, and the host seldom waits."""
 
+import pickle
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -20,9 +21,10 @@ from sphere_bench.config.composition import compose_config, groups
 from sphere_bench.data.configured import build_dataset
 from sphere_bench.editing.statistics.second_moments import second_moments
 from sphere_bench.editing.statistics.texts import ordinary_texts
-from sphere_bench.editing.values.solver import ValueSettings, solve_target_values
+from sphere_bench.editing.values.solver import TargetValues, ValueSettings, solve_target_values
 from sphere_bench.evaluation import fluency, generation
 from sphere_bench.models.loading import LoadedModel, wrap_model
+from sphere_bench.models.team import pack
 from tests.every_editor import EDITORS
 from tests.golden_numbers import load_golden
 from tests.models.pretend_device import (
@@ -135,6 +137,15 @@ def test_the_devices_are_strict() -> None:
         here.copy_(there)
         there[torch.tensor([0])]
     assert (waits.total("write"), waits.total("read")) == (4, 4)
+
+
+def test_what_goes_to_another_process_is_on_the_cpu() -> None:
+    there = torch.tensor([[1.0, 2.0]], device=DEVICES[1], requires_grad=True)
+    sent = pickle.loads(pack([TargetValues(there, there * 2, [[0.5]]), {"more": (there,)}]))
+    values, deltas = sent[0].values, sent[0].deltas
+    assert {tensor.device.type for tensor in (values, deltas, *sent[1]["more"])} == {"cpu"}
+    assert (values.tolist(), deltas.tolist()) == ([[1.0, 2.0]], [[2.0, 4.0]])
+    assert sent[0].losses == [[0.5]]
 
 
 @pytest.fixture(scope="module")
