@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -12,6 +13,7 @@ _NUMBERS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 _STDERR = 2
+_STOPPING = b"\nsphere-bench: stopping after this step; again to abandon it\n"
 
 
 class Stopped(KeyboardInterrupt):
@@ -26,23 +28,37 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+class Abandoned(Stopped):
+    """A second signal: what is being made is not waited for."""
+
+
 class StopRequest:
     """A handler that remembers the first signal and raises at the second.
+
+    Args:
+        echo: seconds after the first signal in which others are taken for the same request.
+        says: tell the user what is going to happen.
 
     Attributes:
         number: of the first signal, ``None`` until it comes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo: float = 0.0, says: bool = True) -> None:
         self.number: int | None = None
+        self._echo = echo
+        self._says = says
+        self._came = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            raise Stopped(number)
-        self.number = number
-        # Not through Python's stream: the signal may have come while that was being written to.
-        with suppress(OSError):  # the terminal may be gone
-            os.write(_STDERR, b"\nsphere-bench: stopping after this step; again to abandon it\n")
+        if self.number is None:
+            self.number = number
+            self._came = time.monotonic()
+            if self._says:
+                # Not through Python's stream: the signal may have come while that was written to.
+                with suppress(OSError):  # the terminal may be gone
+                    os.write(_STDERR, _STOPPING)
+        elif time.monotonic() - self._came >= self._echo:
+            raise Abandoned(number)
 
 
 def stop(number: int, frame: FrameType | None) -> None:

@@ -65,9 +65,11 @@ class Nursery:
         end = self._ask(arguments, {"signal_in_call": fault}, folder=str(folder))
         assert end.code == -signal.SIGKILL, end.output
 
-    def run_shared(self, processes: int, root: Path, *overrides: str) -> Death:
-        """One `sphere-bench run` of several processes, as torchrun starts them."""
-        return self._run(root, overrides, {}, processes=processes)
+    def run_shared(
+        self, processes: int, root: Path, *overrides: str, **faults: dict[str, Any]
+    ) -> Death:
+        """One `sphere-bench run` of several processes, as torchrun starts them, all with faults."""
+        return self._run(root, overrides, faults, processes=processes)
 
     def run_each(self, roots: Sequence[Path], *overrides: str, **faults: dict[str, Any]) -> Death:
         """A run in each root, in one process; the faults are of the first one's folder."""

@@ -22,6 +22,7 @@ from sphere_bench.run_folder.continuation import Continuation
 from sphere_bench.run_folder.folder import FolderInUseError, RunFolder
 from sphere_bench.run_folder.identity import run_hash
 from sphere_bench.run_folder.summary import check_objective, objective, summarize
+from sphere_bench.signals import Abandoned
 from sphere_bench.stream.early_stopping import EarlyStopping
 from sphere_bench.stream.trackers import check_trackers, open_trackers
 
@@ -48,9 +49,14 @@ def run_with_helpers(config: Config) -> float | None:
 
     team = Team.join(resolve_device(config.device))
     try:
-        return run(config)
-    finally:
+        found = run(config)
+    except Abandoned:  # amid shared work, helpers do not hear it: they end as this process does
+        raise
+    except BaseException:
         team.dismiss()
+        raise
+    team.dismiss()
+    return found
 
 
 def help_with(config: Config) -> None:

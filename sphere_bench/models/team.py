@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sphere_bench.errors import SphereBenchError
+from sphere_bench.signals import StopRequest, handled_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,8 @@ Result = TypeVar("Result")
 
 #: How long a helper waits for work, such as while key statistics are computed.
 _PATIENCE = timedelta(days=7)
+#: Seconds in which signals are one: torchrun passes on what the terminal has sent to all processes.
+_ECHO = 1.0
 
 
 def process_count() -> int:
@@ -38,6 +41,11 @@ def process_count() -> int:
 def is_helper() -> bool:
     """Whether this process waits for work of another one."""
     return int(os.environ.get("RANK", "0")) > 0
+
+
+def stop_request() -> StopRequest:
+    """What remembers that this process is asked to stop; a helper leaves the rest to the first."""
+    return StopRequest(_ECHO if process_count() > 1 else 0.0, says=not is_helper())
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,12 @@ class Team:
         return self._gather(loaded, function, pieces, common, own)
 
     def help(self, loaded: "LoadedModel") -> None:
-        """Do pieces of work until the first process has no more."""
-        with _helpers_alive():
+        """Do pieces of work until the first process has no more.
+
+        A signal to stop goes to all processes. The first one lets the step end, for which it needs
+        the others, and then has no more work.
+        """
+        with handled_by(stop_request()), _helpers_alive():
             while (task := _broadcast(None)) is not None:
                 function, pieces, common = task
                 self._send_weights(loaded)

@@ -15,6 +15,7 @@ from sphere_bench.editing.untouched import UntouchedParameters
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.evaluation.collapse import Collapse
+from sphere_bench.models.team import stop_request
 from sphere_bench.run_folder.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.run_folder.folder import Progress, State
 from sphere_bench.run_folder.table_files import first_gap
@@ -101,7 +102,7 @@ class SequentialRun:
                 again goes on from its latest checkpoint.
             SphereBenchError: a batch could not be edited; the same holds.
         """
-        stop, made = StopRequest(), 0
+        stop, made = stop_request(), 0
         with handled_by(stop):
             try:
                 made = self._run(stop)

@@ -239,8 +239,12 @@ def signal_before_change(folder: str, change: int, number: int) -> None:
     watch(folder, count)
 
 
-def signal_in_call(target: str, call: int, number: int, times: int) -> None:
-    """Send the child a signal, so many times, in the ``call``-th call of a function, from 0 on."""
+def signal_in_call(target: str, call: int, number: int, times: int, pause: float = 0) -> None:
+    """Send the child a signal, so many times, in the ``call``-th call of a function, from 0 on.
+
+    Args:
+        pause: seconds between two of them.
+    """
     module, _, attributes = target.partition(":")
     *parents, name = attributes.split(".")
     owner = importlib.import_module(module)
@@ -252,7 +256,9 @@ def signal_in_call(target: str, call: int, number: int, times: int) -> None:
     def interrupted(*arguments: Any, **keywords: Any) -> Any:
         nonlocal seen
         if seen == call:
-            for _ in range(times):
+            for sent in range(times):
+                if sent:
+                    time.sleep(pause)
                 os.kill(os.getpid(), number)
         seen += 1
         return function(*arguments, **keywords)
