@@ -55,6 +55,7 @@ class JobRecords(Callback):
         self._folder: Path | None = None
         self._lock: FileLock | None = None
         self._sweep = os.getpid()
+        self._cards = os.environ.get(_CARDS)
 
     def on_multirun_start(self, config: "DictConfig", **kwargs: Any) -> None:
         """Choose the folder. It is made by the first job: a wrong path is that job's error."""
@@ -68,7 +69,7 @@ class JobRecords(Callback):
             return
         number = config.hydra.job.num
         if os.getpid() != self._sweep:
-            _choose_card(number, config.get("device", "auto"))
+            _choose_card(number, config.get("device", "auto"), self._cards)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self._folder / f"{number}.lock")
         self._lock.acquire()
@@ -85,19 +86,32 @@ class JobRecords(Callback):
             self._lock.release()
 
 
-def _choose_card(number: int, device: str) -> None:
+def _choose_card(number: int, device: str, of_sweep: str | None) -> None:
     """Show this process one of the GPUs that it sees, by the number of its first job.
 
     A scheduler that gave it one card, such as SLURM or Ray, has chosen already.
+
+    Args:
+        number: of the job.
+        device: of its configuration.
+        of_sweep: the cards that the sweep was given, ``None`` if it sees all.
     """
     given = os.environ.get(_CARDS)
     if given is None:
         count = len(list(Path("/dev").glob("nvidia[0-9]*")))
         cards = [str(card) for card in range(count)]
     else:
-        cards = [card for card in given.split(",") if card.strip()]
+        cards = _named(given)
+    if of_sweep is not None and os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        # It counts from 0, whichever cards the sweep was given.
+        cards = _named(of_sweep)[: len(cards)]
+        os.environ[_CARDS] = ",".join(cards)
     if device in _ONE_CARD and len(cards) > 1:
         os.environ[_CARDS] = cards[number % len(cards)]
+
+
+def _named(cards: str) -> list[str]:
+    return [card for card in cards.split(",") if card.strip()]
 
 
 def finish_sweep(note: Path, error: Exception | None) -> int | None:

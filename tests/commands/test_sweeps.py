@@ -156,14 +156,11 @@ def test_jobs_that_fail_are_counted_and_the_others_are_done(
 
 
 @pytest.mark.parametrize(
-    ("launcher", "cards", "own"),
-    [
-        ("joblib", {"4", "7"}, ()),
-        ("submitit_local", {"0", "1"}, ("hydra.launcher.gpus_per_node=2",)),
-    ],
+    ("launcher", "own"),
+    [("joblib", ()), ("submitit_local", ("hydra.launcher.gpus_per_node=2",))],
 )
-def test_a_sweep_without_failures_ends_well_each_job_on_a_card(
-    launcher: str, cards: set[str], own: tuple[str, ...], sweep: Sweep, tmp_path: Path
+def test_a_sweep_without_failures_ends_well_each_job_on_a_card_of_its_own(
+    launcher: str, own: tuple[str, ...], sweep: Sweep, tmp_path: Path
 ) -> None:
     result = sweep("seed=0,6", *LAUNCHERS[launcher], *own, cards="4,7")
     assert result.returncode == 0, result.stderr
@@ -171,7 +168,7 @@ def test_a_sweep_without_failures_ends_well_each_job_on_a_card(
     assert len(list(tmp_path.glob("results/*/done"))) == 2
     seen = {file.read_text() for file in tmp_path.glob("results/*/cards")}
     # A process of joblib may take both jobs.
-    assert seen == cards or (launcher == "joblib" and seen < cards)
+    assert seen == {"4", "7"} or (launcher == "joblib" and seen < {"4", "7"})
     assert not list(tmp_path.glob("results/.jobs-*"))
 
 
@@ -220,7 +217,28 @@ def test_a_job_takes_one_of_the_cards_that_it_sees(
     device: str, seen: str, number: int, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    _choose_card(number, device)
+    _choose_card(number, device, seen)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("of_sweep", "device", "dealt", "chosen"),
+    [
+        ("4,7", "auto", "0,1", "7"),
+        ("4,7", "cuda:1", "0,1", "4,7"),
+        ("GPU-a,GPU-b,GPU-c", "sharded", "0,1", "GPU-a,GPU-b"),
+        ("4,7", "auto", "0", "4"),
+        ("4,7", "sharded", "0,1,2", "4,7"),
+        ("4,7", "auto", "", ""),
+        (None, "auto", "0,1", "1"),
+    ],
+)
+def test_submitit_deals_the_cards_that_the_sweep_was_given(
+    of_sweep: str | None, device: str, dealt: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", dealt)
+    _choose_card(1, device, of_sweep)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen
 
 
