@@ -117,12 +117,12 @@ class LeastSquares(UpdateSolver):
 
     def _ordinary(self, layer: int, moment: Tensor) -> Tensor:
         """lambda C in the m coordinates of the system, [m, m]."""
-        moment, basis = as_double(moment), self._bases.get(layer)
-        if basis is None:
-            return self.second_moment_weight * moment
-        if not self.second_moment_weight:  # without products that all come to nothing
-            return moment.new_zeros(basis.shape[1], basis.shape[1])
-        return basis.T @ (self.second_moment_weight * moment) @ basis
+        basis = self._bases.get(layer)
+        if basis is not None and not self.second_moment_weight:
+            # Without products that all come to nothing.
+            return basis.new_zeros(basis.shape[1], basis.shape[1])
+        ordinary = self.second_moment_weight * as_double(moment)
+        return ordinary if basis is None else basis.T @ ordinary @ basis
 
     def add_ridge(self, ridge: float) -> None:
         """Add ``ridge`` times the identity to A of every layer, once it is prepared."""

@@ -9,7 +9,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sphere_bench.models import batching
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
-from sphere_bench.models.replay.packed import PackedBatch, Places, takes_packed_tokens
+from sphere_bench.models.replay.blocks import Places
+from sphere_bench.models.replay.packed import PackedBatch, takes_packed_tokens
 from sphere_bench.models.replay.prefixes import Stems
 from sphere_bench.models.replay.suffix import SuffixBatch
 from tests.tiny_models import CONFIGS, ROWS, STARTS, tiny_model

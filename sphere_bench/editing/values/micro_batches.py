@@ -12,7 +12,8 @@ from torch.nn import functional
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
 from sphere_bench.models.loading import LoadedModel
-from sphere_bench.models.replay.packed import PackedBatch, Places
+from sphere_bench.models.replay.blocks import Places
+from sphere_bench.models.replay.packed import PackedBatch
 from sphere_bench.models.replay.prefixes import Stems
 
 

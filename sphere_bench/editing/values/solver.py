@@ -145,7 +145,7 @@ def _solve_pieces(
         batches, initial = micro_batches(
             loaded, upper, requests, layer, contexts, tokens, settings.kl_factor, whole=whole
         )
-        norms = initial.norm(dim=1) if reference_norms is None else reference_norms
+        norms = initial.norm(dim=1) if reference_norms is None else reference_norms.to(initial)
         return _Solver(batches, initial, norms, settings, advance).solve()
 
     def part_done(index: int, share: float) -> None:

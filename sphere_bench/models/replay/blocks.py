@@ -1,7 +1,9 @@
 """Blocks of texts with suffixes of similar length, as rows and as tokens behind one another."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +69,42 @@ class Block:
             return self.mask
         columns = torch.arange(self.mask.shape[-1], device=self.mask.device)
         return self.mask & (columns[-self.length :, None] - columns < window)
+
+
+class Places(NamedTuple):
+    """Tokens of some blocks after which a prediction is read; made without waiting for a device.
+
+    Attributes:
+        parts: for each forward that reads some of them: which block it is of, and their rows and
+            columns there.
+        order: puts what the forwards give, one after another, into the order that was asked for,
+            [n]; ``None`` if they have it.
+    """
+
+    parts: list[tuple[int, Tensor, Tensor]]
+    order: Tensor | None = None
+
+    @classmethod
+    def together(cls, blocks: Sequence[SuffixBatch], chosen: Sequence[int]) -> "Places":
+        """Of one forward for all blocks, whose tokens are one row; ``chosen`` are n of them."""
+        columns = torch.tensor(chosen, device=blocks[0].tokens.device)
+        return cls([(0, torch.zeros_like(columns), columns)])
+
+    @classmethod
+    def of(cls, blocks: Sequence[SuffixBatch], chosen: Sequence[int]) -> "Places":
+        """The same with a padded forward for each block."""
+        grid = [
+            (number, row, column)
+            for number, block in enumerate(blocks)
+            for row, length in enumerate(block.suffixes)
+            for column in range(length)
+        ]
+        wanted = sorted((*grid[place], index) for index, place in enumerate(chosen))
+        numbers = Counter(number for number, *_ in wanted)
+        _, rows, columns, indices = torch.tensor(wanted).T.to(blocks[0].tokens.device)
+        sizes = list(numbers.values())
+        parts = zip(numbers, rows.split(sizes), columns.split(sizes), strict=True)
+        return cls(list(parts), indices.argsort())
 
 
 class _Take(torch.autograd.Function):

@@ -6,13 +6,12 @@ block, behind the keys and values of their prefixes.
 """
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from sphere_bench.models.batching import launch_price, token_batches
 from sphere_bench.models.hooks import select_positions
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.replay.attention import additive_mask, attend_behind
-from sphere_bench.models.replay.blocks import Block
+from sphere_bench.models.replay.blocks import Block, Places
 from sphere_bench.models.replay.prefixes import Stems, starting_after
 from sphere_bench.models.replay.suffix import SuffixBatch
 
@@ -30,20 +29,6 @@ from sphere_bench.models.replay.suffix import SuffixBatch
 _NO_MASK = (1, 1, 1, 1)
 # Options of an attention function that change nothing here, or are known.
 _KNOWN = {"dropout", "is_causal", "position_ids", "use_cache", "sliding_window", "softcap"}
-
-
-class Places(NamedTuple):
-    """Tokens of a batch after which a prediction is read; made once, without waiting for a device.
-
-    Attributes:
-        parts: for each forward that reads some of them: which block it is of (all tokens together
-            are one), and their rows and columns there.
-        order: puts what the forwards give, one after another, into the order that was asked for,
-            [n]; ``None`` if they have it.
-    """
-
-    parts: list[tuple[int, Tensor, Tensor]]
-    order: Tensor | None = None
 
 
 class _CannotPack(Exception):
@@ -115,22 +100,9 @@ class PackedBatch:
 
     def places(self, chosen: Sequence[int]) -> Places:
         """Some of the T tokens, for :meth:`logits`."""
-        device = self.blocks[0].tokens.device
-        if self.whole:
-            columns = torch.tensor(chosen, device=device)
-            return Places([(0, torch.zeros_like(columns), columns)])
-        grid = [
-            (number, row, column)
-            for number, block in enumerate(self.blocks)
-            for row, length in enumerate(block.suffixes)
-            for column in range(length)
-        ]
-        wanted = sorted((*grid[place], index) for index, place in enumerate(chosen))
-        numbers = Counter(number for number, *_ in wanted)
-        _, rows, columns, indices = torch.tensor(wanted).T.to(device)
-        sizes = list(numbers.values())
-        parts = zip(numbers, rows.split(sizes), columns.split(sizes), strict=True)
-        return Places(list(parts), indices.argsort())
+        return (
+            Places.together(self.blocks, chosen) if self.whole else Places.of(self.blocks, chosen)
+        )
 
     def logits(self, hidden: Tensor, places: Places) -> Tensor:
         """Logits at some places if layer z's output is ``hidden``; gradients flow to it.
@@ -193,7 +165,8 @@ class PackedBatch:
         for number, rows, columns in places.parts:
             view = self._views[number]
             found.append(view.batch.logits(view.pad(parts[number]), rows, columns))
-        return torch.cat(found)[places.order]
+        logits = torch.cat(found)
+        return logits if places.order is None else logits[places.order]
 
     @cached_property
     def _sizes(self) -> list[int]:
