@@ -18,7 +18,7 @@ from scripts.benchmark_work import (
     useful_operations,
 )
 from sphere_bench.editing.editor import EditingSetup
-from sphere_bench.editing.values import micro_batches
+from sphere_bench.editing.values import solver
 from sphere_bench.editing.values.solver import ValueSettings, solve_target_values
 from sphere_bench.editing.weights import EditedWeights
 from sphere_bench.models import batching
@@ -114,7 +114,7 @@ def test_useful_operations_are_those_of_matrix_products_without_padding(
 ) -> None:
     monkeypatch.setattr(batching, "_TOKENS_A_FORWARD_IS_WORTH", 0)  # so nothing is padded
     # Not the forward of one token in which it tries whether the model takes packed ones.
-    monkeypatch.setattr(micro_batches, "takes_packed_tokens", lambda *_: True)
+    monkeypatch.setattr(solver, "takes_packed_tokens", lambda *_: True)
     loaded = tiny_model(architecture)
     request = load_golden("tiny-llama").requests[0]
     setup = EditingSetup(

@@ -13,7 +13,7 @@ from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.replay.blocks import Places
-from sphere_bench.models.replay.packed import PackedBatch
+from sphere_bench.models.replay.packed import PackedBatch, takes_packed_tokens
 from sphere_bench.models.replay.prefixes import Stems
 
 
@@ -144,8 +144,7 @@ def micro_batches(
     contexts: Sequence[str],
     tokens_per_batch: int,
     kl_factor: float,
-    *,
-    whole: bool,
+    whole: bool | None = None,
 ) -> tuple[list[MicroBatch], Tensor]:
     """The texts of the requests, and the output of ``layer`` before optimisation.
 
@@ -157,7 +156,7 @@ def micro_batches(
         contexts: templates with one ``{}``; the first is the bare prompt.
         tokens_per_batch: suffix tokens in a micro-batch.
         kl_factor: weight of the essence prompts.
-        whole: whether ``upper`` takes packed tokens.
+        whole: whether ``upper`` takes packed tokens; ``None`` is found out.
 
     Returns:
         The micro-batches, and h0 [n, d_model], the output at the subjects in the bare prompts.
@@ -172,6 +171,8 @@ def micro_batches(
         layer,
         upper,
     )
+    if whole is None:
+        whole = takes_packed_tokens(upper, layer)
     width = loaded.model.config.hidden_size
     initial = torch.empty(len(requests), width, device=loaded.device_of(layer))
     batches = []

@@ -143,7 +143,7 @@ def _solve_pieces(
         tokens: int,
     ) -> TargetValues:
         batches, initial = micro_batches(
-            loaded, upper, requests, layer, contexts, tokens, settings.kl_factor, whole=whole
+            loaded, upper, requests, layer, contexts, tokens, settings.kl_factor, whole
         )
         norms = initial.norm(dim=1) if reference_norms is None else reference_norms.to(initial)
         return _Solver(batches, initial, norms, settings, advance).solve()
