@@ -11,7 +11,7 @@ from sphere_bench.evaluation import harness
 from tests.run_tables import table
 
 pytest.importorskip("lm_eval", reason="general ability needs the extra lm-eval")
-ITEMS = "24"
+ITEMS = "40"
 TASKS = "tiny_kinds,tiny_questions"
 RUN = (
     *("+probe@probes.ability=ability", f"probes.ability.items={ITEMS}", "evaluation.every=1"),
