@@ -18,6 +18,10 @@ from tests.fast import hurry
 # that they are sound where there is no GPU.
 GPU_TESTS_ON = "SPHERE_BENCH_GPU_TESTS_ON"
 
+# The workers of pytest-xdist share the cores already. Here, since a folder's own conftest may
+# import torch before pytest is configured.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _caches: pytest.StashKey[TemporaryDirectory[str]] = pytest.StashKey()
 
 
@@ -29,8 +33,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["SPHERE_BENCH_CACHE"] = f"{caches.name}/sphere-bench"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # The workers of pytest-xdist share the cores already.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.pop("SPHERE_BENCH_DEBUG", None)
     os.environ["MATPLOTLIBRC"] = str(Path(__file__).with_name("matplotlibrc"))
     hurry()
