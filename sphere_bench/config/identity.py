@@ -175,7 +175,8 @@ def _named_files(flat: Mapping[str, Any]) -> dict[str, list[Path]]:
     for key, value in flat.items():
         name = key.rpartition(".")[2]
         if name == _TASKS and isinstance(value, list):
-            found[key] = [file for file in map(Path, value) if file.is_file()]
+            texts = (each for each in value if isinstance(each, str))
+            found[key] = [file for file in map(Path, texts) if file.is_file()]
         if not isinstance(value, str):
             continue
         place = Path(value).expanduser()

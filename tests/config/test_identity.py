@@ -192,6 +192,9 @@ def test_tasks_and_their_data_count_by_the_contents_of_their_folders(tmp_path: P
     (tmp_path / "one" / "below" / "task.yaml").write_text("task: another\n")
     assert corpora(named) != before
     assert identity(named) != identity(content(careful, "probes.ability.tasks=[arc_easy]"))
+    # A probe of one's own may mean something else by that name.
+    mine = content("+probes.mine={_target_: mine.Probe, every: 1, tasks: [1, null]}")
+    assert corpora(mine) == {} and "probes.mine.tasks" in identity(mine)
     # How many prompts are in a forward decides nothing, and which tasks does.
     assert identity(content(careful, "probes.ability.rows_per_batch=3")) == identity(
         content(careful)
