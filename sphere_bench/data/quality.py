@@ -49,7 +49,7 @@ def warnings_of(dataset: EditDataset, batch_size: int, superseded: str = "leave_
     if shared:
         lines.append(
             f"{_count(shared, 'paraphrase')} the same for several facts with unlike targets, so "
-            f"that generalization cannot reach 100: {_named(map(quote, shared))}"
+            f"that no answer is right for all of them: {_named(map(quote, shared))}"
         )
     return [f"{dataset.name}: {line}" for line in lines]
 

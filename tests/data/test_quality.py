@@ -87,8 +87,8 @@ def test_a_paraphrase_of_several_facts_is_named() -> None:
     )
     lines = warnings_of(EditDataset("mine", records, "accuracy", "all_tokens"), 1)
     assert lines[1:] == [
-        "mine: 1 paraphrase is the same for several facts with unlike targets, so that "
-        "generalization cannot reach 100: 'Reworded:'"
+        "mine: 1 paraphrase is the same for several facts with unlike targets, so that no "
+        "answer is right for all of them: 'Reworded:'"
     ]
     assert "overwritten" in lines[0]
 

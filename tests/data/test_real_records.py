@@ -63,8 +63,8 @@ def test_wikibigedit_records_have_an_accuracy_and_no_success() -> None:
     assert broken == ["Reformulated Question:"] * 19
     (line,) = (each for each in warnings_of(dataset, 100) if "paraphrase" in each)
     assert line == (
-        "mine: 1 paraphrase is the same for several facts with unlike targets, so that "
-        "generalization cannot reach 100: 'Reformulated Question:'"
+        "mine: 1 paraphrase is the same for several facts with unlike targets, so that no "
+        "answer is right for all of them: 'Reformulated Question:'"
     )
 
 
