@@ -23,5 +23,6 @@ fi
 code=0
 timeout 220 "$python" -m pytest -m gpu -q -p no:cacheprovider tests/gpu --durations=5 || code=$?
 timeout 360 "$python" scripts/benchmark.py --out "${OUT:-results}/gpu-benchmark.parquet" \
-    --reference-edits 0 --growth-steps 20 model=llama3-8b-random edits.batch_size=100 edits.total=100 "$@" || code=$?
+    --reference-edits 0 --growth-steps 20 \
+    model=llama3-8b-random edits.batch_size=100 edits.total=100 "$@" || code=$?
 exit $code

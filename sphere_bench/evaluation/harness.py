@@ -27,7 +27,6 @@ from sphere_bench.models.loading import LoadedModel
 
 #: The YAML files of the tasks that come with this package.
 OWN_TASKS = Path(__file__).with_name("tasks")
-_TAGS = ("sphere", "sphere_published")
 #: Resamples behind the standard error of what is no mean over items.
 RESAMPLES = 200
 # What lm-eval's command line sets before a task. An own generator draws the examples of a prompt.
@@ -60,7 +59,7 @@ def is_installed() -> bool:
 
 def tasks_with_files_elsewhere() -> set[str]:
     """SPHERE's four tasks, as published and corrected, and their tags: the user has their files."""
-    return {*_TAGS, *(file.stem for file in OWN_TASKS.glob(f"{_TAGS[0]}_*.yaml"))}
+    return {"sphere", "sphere_published", *(file.stem for file in OWN_TASKS.glob("sphere_*.yaml"))}
 
 
 class Tasks:

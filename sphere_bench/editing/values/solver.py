@@ -20,7 +20,7 @@ from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
 from sphere_bench.models.replay.packed import takes_packed_tokens
 
-# Requests that are solved together on a CPU, where the products are as fast for few as for many.
+# Requests that are solved together on a CPU: few, so that several processes have work to share.
 # On a device as many as there are for a process, as far as their prefixes leave room for a forward.
 _REQUESTS_A_PIECE, _REQUESTS_ON_A_DEVICE = 16, 256
 
