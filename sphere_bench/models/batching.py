@@ -18,6 +18,8 @@ Result = TypeVar("Result")
 
 # The cost of one more forward pass, as the number of tokens that take as long to compute.
 _TOKENS_A_FORWARD_IS_WORTH = 32
+# As many times that where the tokens are padding in attention alone, not in the linear layers.
+_IN_ATTENTION_ALONE = 12
 # On an accelerator, which computes faster than its kernels are launched.
 _ON_AN_ACCELERATOR = 1000
 
@@ -30,9 +32,11 @@ _OUT_OF_MEMORY = (
 )
 
 
-def launch_price(device: torch.device) -> int:
-    """The cost of one more forward pass on ``device``, in tokens."""
-    return _TOKENS_A_FORWARD_IS_WORTH if device.type == "cpu" else _ON_AN_ACCELERATOR
+def launch_price(device: torch.device, *, attention_alone: bool = False) -> int:
+    """The cost of one more forward pass on ``device``, or of one more attention, in tokens."""
+    if device.type != "cpu":
+        return _ON_AN_ACCELERATOR
+    return _TOKENS_A_FORWARD_IS_WORTH * (_IN_ATTENTION_ALONE if attention_alone else 1)
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:

@@ -18,8 +18,8 @@ from tests.run_tables import assert_same_tables
 ROOT = Path(__file__).parents[2]
 # More requests than are solved at a time, so that there is something to share.
 SETTINGS = (
-    "edits.total=36",
-    "edits.batch_size=18",
+    "edits.total=120",
+    "edits.batch_size=60",
     "model.values.steps=3",
     "evaluation.seen=4",
     "evaluation.first=4",

@@ -20,9 +20,11 @@ from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
 from sphere_bench.models.replay.packed import takes_packed_tokens
 
-# Requests that are solved together on a CPU: few, so that several processes have work to share.
+# At most so many requests are solved together on a CPU: of more the elementwise work, which then no
+# longer fits the caches, is slower; of fewer there are more kernels. Several processes share these.
+_REQUESTS_A_PIECE = 50
 # On a device as many as there are for a process, as far as their prefixes leave room for a forward.
-_REQUESTS_A_PIECE, _REQUESTS_ON_A_DEVICE = 16, 256
+_REQUESTS_ON_A_DEVICE = 256
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,7 @@ def solve_target_values(
         norms: [n], used instead of ||h0|| in the clamp and the weight decay.
         advance: is given the share of the iterations that are done.
     """
-    size = _REQUESTS_A_PIECE
-    if settings.jointly:
-        size = len(requests)
-    elif loaded.device.type != "cpu":
-        size = min(math.ceil(len(requests) / loaded.team.size), _REQUESTS_ON_A_DEVICE)
+    size = len(requests) if settings.jointly else _piece_size(loaded, len(requests))
     pieces = [
         (requests[first : first + size], None if norms is None else norms[first : first + size])
         for first in range(0, len(requests), size)
@@ -120,6 +118,16 @@ def solve_target_values(
         torch.cat([part.deltas.to(device) for part in solved]),
         [losses for part in solved for losses in part.losses],
     )
+
+
+def _piece_size(loaded: LoadedModel, count: int) -> int:
+    """How many of ``count`` requests are solved together.
+
+    On a CPU whatever the number of processes: the last bits depend on what shares a forward.
+    """
+    if loaded.device.type != "cpu":
+        return min(math.ceil(count / loaded.team.size), _REQUESTS_ON_A_DEVICE)
+    return math.ceil(count / math.ceil(count / _REQUESTS_A_PIECE))
 
 
 def _solve_pieces(

@@ -71,7 +71,8 @@ class PackedBatch:
         """
         lengths = [len(row) - start for row, start in zip(rows, starts, strict=True)]
         size = len(rows) * max(lengths)
-        groups = token_batches(lengths, size, launch_price(loaded.device))
+        price = launch_price(loaded.device, attention_alone=whole)
+        groups = token_batches(lengths, size, price)
         blocks = [
             SuffixBatch.build(
                 loaded,
@@ -129,7 +130,7 @@ class PackedBatch:
                 position_ids=self._positions,
                 use_cache=False,
             )
-        logits: Tensor = output.logits[0].float()
+        logits: Tensor = output.logits.squeeze(0).float()
         return logits
 
     def keep(self, texts: Sequence[int]) -> "PackedBatch":
@@ -222,7 +223,7 @@ class _PackedAttention:
         self._calls += 1
         index = module.layer_idx - self._first_layer  # type: ignore[operator]
         queries, keys, values = (
-            each[0].transpose(0, 1).split(self._sizes) for each in (query, key, value)
+            each.squeeze(0).transpose(0, 1).split(self._sizes) for each in (query, key, value)
         )
         masks = self._masks_within(options.get("sliding_window"), query)
         attended = [

@@ -189,7 +189,7 @@ class SuffixBatch:
                 past_key_values=fixed_cache(self.prefix, self.layer + 1),
                 use_cache=False,
             )
-        logits: Tensor = output.logits[0].float()
+        logits: Tensor = output.logits.squeeze(0).float()
         return logits
 
     def keep(self, rows: Sequence[int]) -> "SuffixBatch":
