@@ -62,7 +62,7 @@ def projection_rows(
             select_positions(loaded.layout.head, rows, columns),
         ):
             output = loaded.model(input_ids=tokens, use_cache=False)
-        nll = functional.cross_entropy(output.logits[0].float(), targets, reduction="none")
+        nll = functional.cross_entropy(output.logits.squeeze(0).float(), targets, reduction="none")
         loss = (nll * shares.to(nll)[indices]).sum()
         gradients = torch.autograd.grad(loss, [probes[layer] for layer in layers])
         for layer, gradient in zip(layers, gradients, strict=True):

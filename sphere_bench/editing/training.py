@@ -225,6 +225,6 @@ class Training:
                 },
             )
         nll = functional.cross_entropy(
-            output.logits[0].float(), torch.tensor(tokens, device=device), reduction="none"
+            output.logits.squeeze(0).float(), torch.tensor(tokens, device=device), reduction="none"
         )
         return (nll * torch.tensor(weights, device=device)).sum() / sum(map(self._share, texts))

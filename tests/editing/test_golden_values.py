@@ -22,7 +22,7 @@ from sphere_bench.editing.methods.encore import Encore
 from sphere_bench.editing.methods.ultraedit import UltraEdit
 from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.solvers import LeastSquares, NullSpace
-from sphere_bench.editing.values.micro_batches import Loss
+from sphere_bench.editing.values.loss import Loss
 from sphere_bench.editing.values.norm_anchor import (
     NormAnchor,
     anchored_outputs,

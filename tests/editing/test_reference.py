@@ -13,7 +13,8 @@ from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.prompts import essence_prompt, prompt_up_to_subject, prompt_with_target
 from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.editing.transforms import Sphere
-from sphere_bench.editing.values.micro_batches import Loss, MicroBatch, micro_batches
+from sphere_bench.editing.values.loss import Loss
+from sphere_bench.editing.values.micro_batches import MicroBatch, micro_batches
 from sphere_bench.editing.values.solver import ValueSettings, solve_target_values
 from sphere_bench.models import batching
 from sphere_bench.models.loading import LoadedModel

@@ -7,28 +7,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sphere_bench.data.records import EditRequest
 from sphere_bench.editing.prompts import essence_prompt, prompt_with_target, shared_beginning
+from sphere_bench.editing.values.loss import Loss, terms
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.replay.blocks import Places
 from sphere_bench.models.replay.packed import PackedBatch, takes_packed_tokens
 from sphere_bench.models.replay.prefixes import Stems
-
-
-class Loss(NamedTuple):
-    """A term of the loss, and what the argmax is, for each of n requests.
-
-    Attributes:
-        loss: [n].
-        hits: how many target tokens are the argmax in the contexts besides the bare prompt, [n].
-        misses: how many are not, [n].
-    """
-
-    loss: Tensor
-    hits: Tensor
-    misses: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,11 +38,8 @@ class MicroBatch:
     def loss(self, delta: Tensor) -> Loss:
         read, count = self._read, len(self.before)
         logits = self.batch.logits(self._edited(delta), read.places)
-        after, logits = _split(logits, count)
-        after = after.log_softmax(dim=1)
-        divergence = (after.exp() * (after - self.before)).sum(dim=1)
-        nll = functional.cross_entropy(logits, read.asked, reduction="none")
-        right = logits.detach().argmax(dim=1) == read.asked
+        divergence, nll = terms(logits, self.before, read.asked)
+        right = logits.detach()[count:].argmax(dim=1) == read.asked
         essences, targets = read.owners[:count], read.owners[count:]
         none = nll.new_zeros(len(delta))
         return Loss(
@@ -241,20 +224,6 @@ def _texts(
             ids, start, length = prompt_with_target(loaded.tokenizer, request, context)
             # No prediction is read after the target's last token.
             yield _Text(ids[:-1], start, index, kind, target=ids[-length:])
-
-
-def _split(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The first ``count`` rows, and the others.
-
-    Without a slice where one of the two is empty: the gradient of a slice is a copy as large as
-    the whole.
-    """
-    if count == 0:
-        return logits.detach()[:0], logits
-    if count == len(logits):
-        return logits, logits.detach()[:0]
-    first, others = logits.split([count, len(logits) - count])
-    return first, others
 
 
 @torch.no_grad()

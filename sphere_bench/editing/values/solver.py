@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sphere_bench.data.records import EditRequest
-from sphere_bench.editing.values.micro_batches import Loss, MicroBatch, micro_batches
+from sphere_bench.editing.values.loss import Loss
+from sphere_bench.editing.values.micro_batches import MicroBatch, micro_batches
 from sphere_bench.editing.values.stopping import LossThreshold, Stopping
 from sphere_bench.models.batching import Budget, backing_off
 from sphere_bench.models.loading import LoadedModel

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sphere_bench.editing.values.micro_batches import Loss
+from sphere_bench.editing.values.loss import Loss
 
 
 class Stopping(Protocol):

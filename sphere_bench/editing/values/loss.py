@@ -1,0 +1,70 @@
+"""The loss of the value solver, and its gradient, from the logits of a forward."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Loss(NamedTuple):
+    """A term of the loss, and what the argmax is, for each of n requests.
+
+    Attributes:
+        loss: [n].
+        hits: how many target tokens are the argmax in the contexts besides the bare prompt, [n].
+        misses: how many are not, [n].
+    """
+
+    loss: Tensor
+    hits: Tensor
+    misses: Tensor
+
+
+class Terms(NamedTuple):
+    """What the logits of e essence prompts and m target tokens add to the loss.
+
+    Attributes:
+        divergence: KL(after || before) of each essence prompt, [e].
+        nll: of each target token, [m].
+    """
+
+    divergence: Tensor
+    nll: Tensor
+
+
+def terms(logits: Tensor, before: Tensor, asked: Tensor) -> Terms:
+    """The terms of a forward; gradients flow to ``logits``.
+
+    Args:
+        logits: those of the essence prompts, then those of the target tokens, [e + m, vocab].
+        before: log-probabilities after the essence prompts, delta being 0, [e, vocab].
+        asked: the target tokens, [m].
+    """
+    return Terms(*_Terms.apply(logits, before, asked))  # type: ignore[no-untyped-call]
+
+
+class _Terms(torch.autograd.Function):
+    """With a gradient of its own: logits are the largest tensors of an iteration by far.
+
+    PyTorch's would make one for either kind of text, one behind its softmax, and join them.
+    """
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, before: Tensor, asked: Tensor) -> tuple[Tensor, ...]:
+        log = logits.log_softmax(dim=1)
+        after = log[: len(before)]
+        divergence = (after.exp() * (after - before)).sum(dim=1)
+        nll = -log[len(before) :].gather(1, asked[:, None]).squeeze(1)
+        context.save_for_backward(log, before, asked, divergence)
+        return divergence, nll
+
+    @staticmethod
+    def backward(context: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        log, before, asked, divergence = context.saved_tensors
+        of_divergence, of_nll = (each[:, None] for each in upstream)
+        gradient = log.exp()
+        essences, targets = gradient[: len(before)], gradient[len(before) :]
+        essences *= (log[: len(before)] - before - divergence[:, None]) * of_divergence
+        targets *= of_nll
+        targets.scatter_add_(1, asked[:, None], -of_nll)
+        return gradient, None, None
