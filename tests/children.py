@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.few_prompts import few_prompts
+
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 3, 2
 SETTINGS = (
+    few_prompts(),
     "run.name=run",
     "model.values.steps=2",
     "values.contexts=['{}','Nobody knew why. {}']",

@@ -4,33 +4,36 @@ import gc
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.children import Nursery
-from tests.fast import hurry
+from tests.fast import hurry, hurry_loading
+
+if TYPE_CHECKING:
+    from tests.children import Nursery
 
 # Only `pytest -m gpu` sees the GPUs. This names another device for its tests, such as `cpu`, to see
 # that they are sound where there is no GPU.
 GPU_TESTS_ON = "SPHERE_BENCH_GPU_TESTS_ON"
 
-# The workers of pytest-xdist share the cores already. Here, since a folder's own conftest may
-# import torch before pytest is configured.
+# Here what a folder's own conftest may need before pytest is configured: one thread, since the
+# workers of pytest-xdist share the cores already, and a folder for caches, which workers share too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-_caches: pytest.StashKey[TemporaryDirectory[str]] = pytest.StashKey()
+_caches = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _caches = TemporaryDirectory(prefix="sphere-bench-tests-")
+    os.environ["HF_HOME"] = f"{_caches.name}/huggingface"
+    os.environ["SPHERE_BENCH_CACHE"] = f"{_caches.name}/sphere-bench"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Libraries read these when they are imported, and child processes inherit them."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share what the first process has set
-        caches = config.stash[_caches] = TemporaryDirectory(prefix="sphere-bench-tests-")
-        os.environ["HF_HOME"] = f"{caches.name}/huggingface"
-        os.environ["SPHERE_BENCH_CACHE"] = f"{caches.name}/sphere-bench"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ.pop("SPHERE_BENCH_DEBUG", None)
@@ -42,13 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if _caches in config.stash:
-        config.stash[_caches].cleanup()
+def pytest_unconfigure() -> None:
+    if _caches is not None:
+        _caches.cleanup()
 
 
 def pytest_collection_finish() -> None:
-    """What the imports left is here to stay: collections of garbage need not look at it."""
+    if "transformers" in sys.modules:
+        hurry_loading()
+    # What the imports left is here to stay: collections of garbage need not look at it.
     gc.freeze()
 
 
@@ -99,7 +104,9 @@ def logging_as_before_the_module() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def nursery() -> "Iterator[Nursery]":
+    from tests.children import Nursery  # whose settings need the folder for caches
+
     if not hasattr(os, "fork"):
         pytest.skip("no os.fork on this system")
     nursery = Nursery()

@@ -1,6 +1,7 @@
 """Tiny random models of every supported architecture, built by transformers from a config."""
 
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from transformers import (
     OPTConfig,
     PhiConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen3Config,
@@ -87,6 +89,15 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 def tiny_model(architecture: str, seed: int = 0) -> LoadedModel:
     """A random float32 model of the architecture, with the golden models' tokenizer."""
+    model, state = _made(architecture, seed)
+    # As if the model had just been made: what is drawn next is the same, and its own.
+    torch.set_rng_state(state)
+    return wrap_model(deepcopy(model), deepcopy(_tokenizer()))
+
+
+@cache
+def _made(architecture: str, seed: int) -> tuple[PreTrainedModel, torch.Tensor]:
+    """The model, and the state of the random numbers behind it."""
     torch.manual_seed(seed)
     # A copy: a test that changes its model's configuration changes no other test's.
     model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[architecture]))
@@ -94,7 +105,12 @@ def tiny_model(architecture: str, seed: int = 0) -> LoadedModel:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.mul_(8)
-    return wrap_model(model, AutoTokenizer.from_pretrained(TOKENIZER))
+    return model, torch.get_rng_state()
+
+
+@cache
+def _tokenizer() -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(TOKENIZER)
 
 
 def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

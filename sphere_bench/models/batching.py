@@ -18,7 +18,8 @@ Result = TypeVar("Result")
 
 # The cost of one more forward pass, as the number of tokens that take as long to compute.
 _TOKENS_A_FORWARD_IS_WORTH = 32
-# As many times that where the tokens are padding in attention alone, not in the linear layers.
+# As many times that, on a CPU, where the padding is in attention alone, not in the linear layers.
+# Measured on SmolLM2-135M: from 3 to 12 the seconds are the same, at 60 they are more.
 _IN_ATTENTION_ALONE = 12
 # On an accelerator, which computes faster than its kernels are launched.
 _ON_AN_ACCELERATOR = 1000

@@ -13,9 +13,11 @@ from sphere_bench.cli import main
 from sphere_bench.run_folder import table_files, tables
 from sphere_bench.run_folder.checkpoints import Checkpoints
 from sphere_bench.run_folder.folder import RunFolder
+from tests.few_prompts import few_prompts
 from tests.run_tables import TABLES, assert_same_tables, table
 
 SETTINGS = (
+    few_prompts(),
     "run.name=run",
     "model.values.steps=1",
     "values.contexts=['{}']",

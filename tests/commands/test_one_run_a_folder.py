@@ -15,9 +15,11 @@ from sphere_bench.editing.locate_then_edit import LocateThenEdit
 from sphere_bench.run_folder import provenance
 from sphere_bench.run_folder.checkpoints import Checkpoints
 from sphere_bench.run_folder.folder import RunFolder
+from tests.few_prompts import few_prompts
 from tests.run_tables import assert_same_tables
 
 SETTINGS = (
+    few_prompts(),
     "run.name=run",
     "model.values.steps=1",
     "values.contexts=['{}']",

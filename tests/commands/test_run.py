@@ -20,6 +20,7 @@ from sphere_bench.editing.methods.ultraedit import UltraEdit
 from sphere_bench.run_folder.checkpoints import Checkpoint, Checkpoints
 from sphere_bench.run_folder.folder import RunFolder
 from tests.every_editor import needs_peft
+from tests.few_prompts import few_prompts
 from tests.run_tables import TABLES, assert_same_tables, table, without_times
 
 QUICK = (
@@ -29,7 +30,10 @@ QUICK = (
 STREAM = ("edits.total=8", "edits.batch_size=4", "evaluation.seen=5")
 THREE_STEPS = (*QUICK, "edits.total=9", "edits.batch_size=4", "checkpoint.every=1")
 # The same for runs whose size is not the question.
-SMALL_STEPS = (*THREE_STEPS, *("edits.total=5", "edits.batch_size=2", "evaluation.seen=2"))
+SMALL_STEPS = (
+    *(*THREE_STEPS, few_prompts()),
+    *("edits.total=5", "edits.batch_size=2", "evaluation.seen=2"),
+)
 # Those with an `edit` that is not LocateThenEdit's.
 EDITORS: dict[str, Any] = {
     "ultraedit": UltraEdit,

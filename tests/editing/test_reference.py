@@ -13,12 +13,14 @@ from sphere_bench.editing.pipeline import EditingPipeline
 from sphere_bench.editing.prompts import essence_prompt, prompt_up_to_subject, prompt_with_target
 from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.editing.transforms import Sphere
+from sphere_bench.editing.values import solver
 from sphere_bench.editing.values.loss import Loss
 from sphere_bench.editing.values.micro_batches import MicroBatch, micro_batches
-from sphere_bench.editing.values.solver import ValueSettings, solve_target_values
+from sphere_bench.editing.values.solver import TargetValues, ValueSettings, solve_target_values
 from sphere_bench.models import batching
 from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.replay.packed import PackedBatch
+from sphere_bench.models.team import Team
 from tests.golden_numbers import LAYERS, NAMES, Golden, load_golden, relative_error
 from tests.reference import memit
 from tests.reference.keys import hidden_at, keys_at
@@ -101,6 +103,34 @@ def test_values_of_texts_in_blocks_of_one_length_or_padded(
     assert (len(lengths) == 1) == (price > 0)
     iterations = assert_same_values(loaded, golden, settings, count=3)
     assert len(set(iterations)) > 1
+
+
+def test_values_are_the_same_in_pieces(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    def solved(norms: torch.Tensor | None) -> TargetValues:
+        requests, contexts = golden.requests[:5], golden.contexts
+        return solve_target_values(
+            golden.loaded, requests, LAYERS[-1], contexts, golden.values, TOKENS, norms
+        )
+
+    norms = torch.linspace(1, 2, 5)
+    whole = [solved(None), solved(norms)]
+    monkeypatch.setattr(solver, "_REQUESTS_A_PIECE", 2)
+    for together, apart in zip(whole, [solved(None), solved(norms)], strict=True):
+        assert relative_error(apart.values, together.values) < 1e-4
+        assert list(map(len, apart.losses)) == list(map(len, together.losses))
+    assert relative_error(whole[1].values, whole[0].values) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("count", "contexts", "size"),
+    [(1, 6, 1), (50, 6, 50), (51, 6, 26), (100, 6, 50), (100, 20, 15)],
+)
+def test_a_piece_has_few_texts_whatever_the_number_of_processes(
+    golden: Golden, count: int, contexts: int, size: int
+) -> None:
+    for team in (Team(), Team(3, 1)):
+        loaded = replace(golden.loaded, team=team)
+        assert solver._piece_size(loaded, count, contexts) == size
 
 
 def test_a_batch_larger_than_its_bound_is_divided(golden: Golden) -> None:

@@ -64,7 +64,7 @@ def reference(
     def make(editor: str) -> Reference:
         # The first run fills the cache of key statistics, which the others read.
         root = tmp_path_factory.mktemp(editor)
-        assert nursery.run(root / "first", f"editor={editor}").code == 0
+        assert nursery.run(root / "first", f"editor={editor}", "edits.total=2").code == 0
         log = root / "changes"
         end = nursery.run(root, f"editor={editor}", log={"file": str(log)})
         assert end.code == 0, end.output

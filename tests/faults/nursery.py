@@ -26,7 +26,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tests.fast import hurry
+from tests.fast import hurry, hurry_loading
 
 IMPORTS = (
     "sphere_bench.run_folder.checkpoints",
@@ -66,6 +66,7 @@ def warm_up() -> None:
 
     # A child of a process that has started threads waits for them without end.
     torch.set_num_threads(1)
+    hurry_loading()
     compose_config([])
     load_model("bundled", device="cpu")
 

@@ -18,8 +18,8 @@ from tests.run_tables import assert_same_tables
 ROOT = Path(__file__).parents[2]
 # More requests than are solved at a time, so that there is something to share.
 SETTINGS = (
-    "edits.total=120",
-    "edits.batch_size=60",
+    "edits.total=102",
+    "edits.batch_size=51",
     "model.values.steps=3",
     "evaluation.seen=4",
     "evaluation.first=4",

@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.models.batching import Budget, backing_off, pad_right, token_batches
+from sphere_bench.models.batching import (
+    Budget,
+    backing_off,
+    launch_price,
+    pad_right,
+    token_batches,
+)
 
 
 def test_pad_right_fills_behind_the_shorter_rows() -> None:
@@ -45,6 +51,12 @@ def test_rows_of_like_length_go_together_and_few_rows_are_no_forward_of_their_ow
     assert [sorted({lengths[index] for index in batch}) for batch in batches] == [[3], [5], [6, 7]]
     padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
     assert padded - sum(lengths) == 1
+
+
+def test_padding_in_attention_alone_is_cheaper_on_a_cpu() -> None:
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    assert launch_price(cpu, attention_alone=True) > launch_price(cpu)
+    assert launch_price(card, attention_alone=True) == launch_price(card) > launch_price(cpu)
 
 
 def test_a_group_too_large_for_one_forward_is_split_evenly() -> None:

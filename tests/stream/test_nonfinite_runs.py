@@ -15,9 +15,13 @@ from sphere_bench.cli import main
 from sphere_bench.editing.solvers import LeastSquares
 from sphere_bench.stream.early_stopping import Collapse
 from tests.commands.test_run import QUICK
+from tests.few_prompts import few_prompts
 from tests.run_tables import assert_same_tables, table
 
-FOUR_STEPS = (*QUICK, "edits.total=8", "edits.batch_size=2", "checkpoint.every=1", "run.name=run")
+FOUR_STEPS = (
+    *(few_prompts(), *QUICK, "run.name=run"),
+    *("edits.total=8", "edits.batch_size=2", "checkpoint.every=1"),
+)
 # Fine-tuning at a learning rate that destroys the model within a batch.
 DESTRUCTIVE = (*FOUR_STEPS, "editor=ft", "editor.method.learning_rate=0.5")
 

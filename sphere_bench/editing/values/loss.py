@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Loss(NamedTuple):
@@ -40,13 +41,13 @@ def terms(logits: Tensor, before: Tensor, asked: Tensor) -> Terms:
         before: log-probabilities after the essence prompts, delta being 0, [e, vocab].
         asked: the target tokens, [m].
     """
-    return Terms(*_Terms.apply(logits, before, asked))  # type: ignore[no-untyped-call]
+    return Terms(*_TermsOfLogits.apply(logits, before, asked))  # type: ignore[no-untyped-call]
 
 
-class _Terms(torch.autograd.Function):
-    """With a gradient of its own: logits are the largest tensors of an iteration by far.
+class _TermsOfLogits(torch.autograd.Function):
+    """Its backward makes one tensor as large as the logits, an iteration's largest by far.
 
-    PyTorch's would make one for either kind of text, one behind its softmax, and join them.
+    PyTorch's own makes one for either kind of text, one behind its softmax, and joins them.
     """
 
     @staticmethod
@@ -59,6 +60,7 @@ class _Terms(torch.autograd.Function):
         return divergence, nll
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(context: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         log, before, asked, divergence = context.saved_tensors
         of_divergence, of_nll = (each[:, None] for each in upstream)

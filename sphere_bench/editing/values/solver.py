@@ -21,9 +21,9 @@ from sphere_bench.models.loading import LoadedModel
 from sphere_bench.models.precision import with_layers_in
 from sphere_bench.models.replay.packed import takes_packed_tokens
 
-# At most so many requests are solved together on a CPU: of more the elementwise work, which then no
-# longer fits the caches, is slower; of fewer there are more kernels. Several processes share these.
-_REQUESTS_A_PIECE = 50
+# What is solved together on a CPU. Fewer requests take more kernels; more are no faster and take
+# more memory, since the prefixes of a piece's texts are kept. Several processes share the pieces.
+_REQUESTS_A_PIECE, _TEXTS_A_PIECE = 50, 350
 # On a device as many as there are for a process, as far as their prefixes leave room for a forward.
 _REQUESTS_ON_A_DEVICE = 256
 
@@ -98,7 +98,9 @@ def solve_target_values(
         norms: [n], used instead of ||h0|| in the clamp and the weight decay.
         advance: is given the share of the iterations that are done.
     """
-    size = len(requests) if settings.jointly else _piece_size(loaded, len(requests))
+    size = len(requests)
+    if not settings.jointly:
+        size = _piece_size(loaded, size, len(contexts))
     pieces = [
         (requests[first : first + size], None if norms is None else norms[first : first + size])
         for first in range(0, len(requests), size)
@@ -121,14 +123,16 @@ def solve_target_values(
     )
 
 
-def _piece_size(loaded: LoadedModel, count: int) -> int:
+def _piece_size(loaded: LoadedModel, count: int, contexts: int) -> int:
     """How many of ``count`` requests are solved together.
 
     On a CPU whatever the number of processes: the last bits depend on what shares a forward.
     """
     if loaded.device.type != "cpu":
         return min(math.ceil(count / loaded.team.size), _REQUESTS_ON_A_DEVICE)
-    return math.ceil(count / math.ceil(count / _REQUESTS_A_PIECE))
+    # A request has a text in each context and the essence prompt.
+    most = min(_REQUESTS_A_PIECE, max(1, _TEXTS_A_PIECE // (contexts + 1)))
+    return math.ceil(count / math.ceil(count / most))
 
 
 def _solve_pieces(
@@ -234,6 +238,7 @@ class _Solver:
         return total._replace(loss=total.loss.mean().expand(len(delta))) if jointly else total
 
     def _drop_finished(self, running: Sequence[bool]) -> None:
-        kept = [batch.keep(running) for batch in self.batches]
-        # In place: the list that the caller still holds would keep the dropped ones in memory.
-        self.batches[:] = [batch for batch in kept if batch is not None]
+        # One by one and in place, since the caller holds the list: no more than one is there twice.
+        for index in reversed(range(len(self.batches))):
+            kept = self.batches[index].keep(running)
+            self.batches[index : index + 1] = [] if kept is None else [kept]

@@ -27,6 +27,9 @@ from sphere_bench.models.replay.suffix import SuffixBatch
 
 # With a mask of four dimensions transformers makes none of its own; ours is inside attention.
 _NO_MASK = (1, 1, 1, 1)
+# Tokens of padding in front of a block's texts that are worth a block of their own, for texts with
+# a prefix many times as long as the others', whose keys and values would be padded to it.
+_PADDED_PREFIXES = 4000
 # Options of an attention function that change nothing here, or are known.
 _KNOWN = {"dropout", "is_causal", "position_ids", "use_cache", "sliding_window", "softcap"}
 
@@ -40,7 +43,7 @@ class PackedBatch:
     """Texts that are replayed together from layer z on; see :class:`SuffixBatch`.
 
     Attributes:
-        blocks: the texts; those of a block have suffixes of similar length.
+        blocks: the texts; those of a block have suffixes and prefixes of similar lengths.
         order: for each text of the blocks, one after another, its index among the rows that the
             batch was built of.
         whole: whether the model's attention takes packed tokens. If not, each block is a padded
@@ -72,7 +75,11 @@ class PackedBatch:
         lengths = [len(row) - start for row, start in zip(rows, starts, strict=True)]
         size = len(rows) * max(lengths)
         price = launch_price(loaded.device, attention_alone=whole)
-        groups = token_batches(lengths, size, price)
+        groups = [
+            [group[place] for place in alike]
+            for group in token_batches(lengths, size, price)
+            for alike in _with_like_prefixes([starts[index] for index in group])
+        ]
         blocks = [
             SuffixBatch.build(
                 loaded,
@@ -172,6 +179,12 @@ class PackedBatch:
     @cached_property
     def _sizes(self) -> list[int]:
         return [sum(block.suffixes) for block in self.blocks]
+
+
+def _with_like_prefixes(starts: Sequence[int]) -> list[list[int]]:
+    """Indices of rows whose prefixes are of such lengths that padding them takes little memory."""
+    size = len(starts) * (max(starts) + 1)
+    return token_batches([start + 1 for start in starts], size, _PADDED_PREFIXES)
 
 
 class _PackedAttention:

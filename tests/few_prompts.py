@@ -1,0 +1,25 @@
+"""Bundled facts with few prompts, for runs whose scores are not the question."""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+
+from sphere_bench.assets import facts_counterfact_path
+from sphere_bench.files import atomic_file
+
+RECORDS = 130
+
+
+@cache
+def few_prompts() -> str:
+    """The override that takes them: one prompt of each kind in place of 2 and 10."""
+    file = Path(os.environ["SPHERE_BENCH_CACHE"]).with_name("few-prompts.json")
+    if not file.exists():
+        records = json.loads(facts_counterfact_path().read_text(encoding="utf-8"))[:RECORDS]
+        for record in records:
+            for kind in ("paraphrase_prompts", "neighborhood_prompts"):
+                del record[kind][1:]
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps(records), encoding="utf-8")
+    return f"dataset.path={file}"
