@@ -45,7 +45,10 @@ def hurry() -> None:
 
 
 def hurry_loading() -> None:
-    """Read the models of this repository once; imports transformers."""
+    """Read the models of this repository once; imports transformers.
+
+    What a second load of the same files does is not seen then; tests of loading use copies of them.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     for kind in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):

@@ -92,7 +92,7 @@ def tiny_model(architecture: str, seed: int = 0) -> LoadedModel:
     model, state = _made(architecture, seed)
     # As if the model had just been made: what is drawn next is the same, and its own.
     torch.set_rng_state(state)
-    return wrap_model(deepcopy(model), deepcopy(_tokenizer()))
+    return wrap_model(deepcopy(model), AutoTokenizer.from_pretrained(TOKENIZER))
 
 
 @cache
@@ -106,11 +106,6 @@ def _made(architecture: str, seed: int) -> tuple[PreTrainedModel, torch.Tensor]:
         if parameter.dim() > 1:
             parameter.data.mul_(8)
     return model, torch.get_rng_state()
-
-
-@cache
-def _tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(TOKENIZER)
 
 
 def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -141,7 +141,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     "editor, stopped_in",
     [
-        *(("memit", 1), ("memit", 2), ("memit", 3), ("alphaedit", 3), ("prune", 3)),
+        *(("memit dataset.path=bundled", 1), ("memit", 2), ("memit", 3)),
+        *(("alphaedit", 3), ("prune", 3)),
         *(("ultraedit", 3), ("simie", 3), ("betaedit", 3), ("lyaplock", 3)),
         ("locft-bf-replay editor.method.steps=4", 3),
         pytest.param("lora editor.method.steps=4", 3, marks=needs_peft),

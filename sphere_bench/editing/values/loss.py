@@ -45,9 +45,9 @@ def terms(logits: Tensor, before: Tensor, asked: Tensor) -> Terms:
 
 
 class _TermsOfLogits(torch.autograd.Function):
-    """Its backward makes one tensor as large as the logits, an iteration's largest by far.
+    """The gradient is one tensor as large as the logits, which are an iteration's largest by far.
 
-    PyTorch's own makes one for either kind of text, one behind its softmax, and joins them.
+    PyTorch's own would be several: one for each function, and a joined one of both kinds of text.
     """
 
     @staticmethod
@@ -60,7 +60,7 @@ class _TermsOfLogits(torch.autograd.Function):
         return divergence, nll
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(context: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         log, before, asked, divergence = context.saved_tensors
         of_divergence, of_nll = (each[:, None] for each in upstream)

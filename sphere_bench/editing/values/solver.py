@@ -238,7 +238,7 @@ class _Solver:
         return total._replace(loss=total.loss.mean().expand(len(delta))) if jointly else total
 
     def _drop_finished(self, running: Sequence[bool]) -> None:
-        # One by one and in place, since the caller holds the list: no more than one is there twice.
+        # One by one and in place, since the caller holds the list: at most one is in memory twice.
         for index in reversed(range(len(self.batches))):
             kept = self.batches[index].keep(running)
             self.batches[index : index + 1] = [] if kept is None else [kept]

@@ -27,8 +27,8 @@ from sphere_bench.models.replay.suffix import SuffixBatch
 
 # With a mask of four dimensions transformers makes none of its own; ours is inside attention.
 _NO_MASK = (1, 1, 1, 1)
-# Tokens of padding in front of a block's texts that are worth a block of their own, for texts with
-# a prefix many times as long as the others', whose keys and values would be padded to it.
+# A block is divided where that saves more than so many tokens of padding in front of its texts: one
+# long prefix would pad the keys and values of all.
 _PADDED_PREFIXES = 4000
 # Options of an attention function that change nothing here, or are known.
 _KNOWN = {"dropout", "is_causal", "position_ids", "use_cache", "sliding_window", "softcap"}
