@@ -2,11 +2,11 @@
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import omegaconf._utils
 import omegaconf.base
@@ -23,6 +23,8 @@ from omegaconf.grammar_parser import parse
 
 from sphere_bench.assets import tiny_gpt2_path
 from sphere_bench.config.composition import config_folder
+
+Result = TypeVar("Result")
 
 
 def hurry() -> None:
@@ -74,17 +76,13 @@ def _remembering(
     load: Callable[[ConfigRepository, str], ConfigResult | None],
 ) -> Callable[[ConfigRepository, str], ConfigResult | None]:
     """Read the package's own options and Hydra's once; a user's may change from run to run."""
-    remembered: dict[tuple[str, str], bytes] = {}
-    lasting = _lasting_sources()
+    remembered, lasting = _Remembered(), _lasting_sources()
 
     def load_config(self: ConfigRepository, config_path: str) -> ConfigResult | None:
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or source.path not in lasting:
             return load(self, config_path)
-        key = source.path, config_path
-        if key not in remembered:
-            remembered[key] = pickle.dumps(load(self, config_path))
-        return pickle.loads(remembered[key])  # a copy, which its reader may change
+        return remembered.copy_of((source.path, config_path), load, self, config_path)
 
     return load_config
 
@@ -93,7 +91,7 @@ def _merged_once(
     merge: Callable[[ConfigLoaderImpl, list[ResultDefault], IConfigRepository], DictConfig],
 ) -> Callable[[ConfigLoaderImpl, list[ResultDefault], IConfigRepository], DictConfig]:
     """Merge the same options of the package and Hydra once."""
-    remembered: dict[Any, bytes] = {}
+    remembered = _Remembered()
     lasting = _lasting_sources() | {""}  # and what plugins have registered
 
     def merged(
@@ -106,11 +104,7 @@ def _merged_once(
             (each.config_path, each.package, each.parent, each.is_self, each.primary)
             for each in defaults
         )
-        key = (paths, *options)
-        if key not in remembered:
-            remembered[key] = pickle.dumps(merge(self, defaults, repo))
-        found: DictConfig = pickle.loads(remembered[key])  # a copy, which its reader may change
-        return found
+        return remembered.copy_of((paths, *options), merge, self, defaults, repo)
 
     return merged
 
@@ -119,15 +113,25 @@ def _parsed_once(
     parse_rule: Callable[[OverridesParser, str, str], Any],
 ) -> Callable[[OverridesParser, str, str], Any]:
     """Parse an override once; one that is wrong is parsed again."""
-    remembered: dict[tuple[str, str], bytes] = {}
+    remembered = _Remembered()
 
     def parsed(self: OverridesParser, s: str, rule_name: str) -> Any:
-        key = s, rule_name
-        if key not in remembered:
-            remembered[key] = pickle.dumps(parse_rule(self, s, rule_name))
-        return pickle.loads(remembered[key])  # a copy, which its reader may change
+        return remembered.copy_of((s, rule_name), parse_rule, self, s, rule_name)
 
     return parsed
+
+
+class _Remembered:
+    """Results, each made once; what is given is a copy, which its reader may change."""
+
+    def __init__(self) -> None:
+        self._pickled: dict[Hashable, bytes] = {}
+
+    def copy_of(self, key: Hashable, make: Callable[..., Result], *how: Any) -> Result:
+        if key not in self._pickled:
+            self._pickled[key] = pickle.dumps(make(*how))
+        found: Result = pickle.loads(self._pickled[key])
+        return found
 
 
 def _lasting_sources() -> set[str]:

@@ -107,8 +107,7 @@ def test_edits_take_on_the_bundled_model(editor: str, sphere: str, tmp_path: Pat
         [
             *(f"editor={editor}", f"sphere={sphere}", f"run.root={tmp_path}", "run.name=run"),
             *("edits.total=15", "edits.batch_size=5", "values.contexts=['Nobody knew why. {}']"),
-            *("evaluation.every=3", "evaluation.first=0", "checkpoint.every=3"),
-            *("perplexity.tokens=0", "probes.neurons.every=0"),
+            *("evaluation.every=3", "perplexity.tokens=50", "checkpoint.every=3"),
         ]
     )
     run(config)

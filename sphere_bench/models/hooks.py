@@ -83,7 +83,8 @@ def capture(
 def select_positions(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
     """Run the head only at positions ``(rows[i], columns[i])``: its output is [1, n, vocab].
 
-    What the model does to its logits afterwards (soft-capping, scaling) still happens.
+    What the model does to its logits afterwards (soft-capping, scaling) still happens. Where
+    gradients flow, take them by ``squeeze(0)``: that of ``[0]`` is one more tensor of their size.
     """
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

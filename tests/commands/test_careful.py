@@ -118,7 +118,6 @@ def test_killed_and_resumed_it_has_the_same_tables(
 
 def test_questions_are_answered_by_the_tiny_model(tmp_path: Path) -> None:
     asked = ("dataset=tiny-qa", "model.values.steps=10", "values.contexts=null")
-    asked += ("probes.ability.every=0",)
     assert main(arguments(tmp_path, "qa", "evaluation=careful", *asked)) == 0
     steps = table(tmp_path / "qa", "steps").set_index(["step", "scope"])
     assert steps.loc[(0, "batch"), "specificity_generation"] == 100.0

@@ -12,7 +12,7 @@ from sphere_bench.models.decoding import check_room, continuations
 from sphere_bench.models.loading import LoadedModel
 from tests.tiny_models import CONFIGS, VOCABULARY, tiny_model
 
-NEW = 8
+NEW = 12
 
 
 def rows_of(lengths: Sequence[int]) -> list[list[int]]:

@@ -21,30 +21,23 @@ class Loss(NamedTuple):
     misses: Tensor
 
 
-class Terms(NamedTuple):
-    """What the logits of e essence prompts and m target tokens add to the loss.
-
-    Attributes:
-        divergence: KL(after || before) of each essence prompt, [e].
-        nll: of each target token, [m].
-    """
-
-    divergence: Tensor
-    nll: Tensor
-
-
-def terms(logits: Tensor, before: Tensor, asked: Tensor) -> Terms:
-    """The terms of a forward; gradients flow to ``logits``.
+def terms(logits: Tensor, before: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """What a forward of e essence prompts and m target tokens adds to the loss.
 
     Args:
-        logits: those of the essence prompts, then those of the target tokens, [e + m, vocab].
+        logits: those of the essence prompts, then those of the target tokens, [e + m, vocab];
+            gradients flow to them.
         before: log-probabilities after the essence prompts, delta being 0, [e, vocab].
         asked: the target tokens, [m].
+
+    Returns:
+        KL(after || before) of each essence prompt, [e], and the NLL of each target token, [m].
     """
-    return Terms(*_TermsOfLogits.apply(logits, before, asked))  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor] = _Terms.apply(logits, before, asked)  # type: ignore[no-untyped-call]
+    return found
 
 
-class _TermsOfLogits(torch.autograd.Function):
+class _Terms(torch.autograd.Function):
     """The gradient is one tensor as large as the logits, which are an iteration's largest by far.
 
     PyTorch's own would be several: one for each function, and a joined one of both kinds of text.
