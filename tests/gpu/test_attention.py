@@ -32,7 +32,7 @@ BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
 }
 NOT_HERE = ("No available kernel", "No viable backend")
-TOLERANCES = {"float32": 1e-4, "bfloat16": 5e-2}
+TOLERANCES = {"float32": 2e-5, "bfloat16": 5e-2}
 
 
 def model(dtype: str, device: torch.device) -> LoadedModel:

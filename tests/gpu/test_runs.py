@@ -94,7 +94,7 @@ def test_a_run_with_every_probe_goes_on_to_what_one_run_makes(
     )
     for name, weight in whole.items():
         error = ((parts[name] - weight).norm() / weight.norm()).item()
-        hold("weights of a run that went on (0: bit for bit)", error, 1e-2)
+        hold("weights of a run that went on (0: bit for bit)", error, 1e-6)
 
 
 def test_an_iteration_makes_the_host_wait_nowhere(device: torch.device) -> None:
@@ -181,7 +181,8 @@ def test_the_peak_memory_of_a_batch_stays(gpu: torch.device) -> None:
     for _ in range(6):
         torch.cuda.reset_peak_memory_stats(gpu)
         pipeline.edit(golden.requests[:4])
-        peaks.append(torch.cuda.max_memory_allocated(gpu))
+        # What was asked for: what is allocated is more by the rest of a block, up to a megabyte.
+        peaks.append(torch.cuda.memory_stats(gpu)["requested_bytes.all.peak"])
     assert len(set(peaks[1:])) == 1, peaks
 
 
