@@ -103,6 +103,8 @@ def _differences(seeds: Sequence[Sequence[Pair]]) -> Iterator[dict[str, Any]]:
         ]
         if not all(map(math.isfinite, differences)):
             differences = [math.nan] * len(differences)
+        # What is equal but for the last bits is equal.
+        differences = [round(each, 9) for each in differences]
         points, low, high = mean_with_interval(differences)
         measure, metric = quantity
         yield {

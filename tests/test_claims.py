@@ -13,8 +13,15 @@ from scipy import stats
 
 from scripts import claims
 from scripts.claims import Planned, names, overrides, plan, prepare, sweep
+from scripts.claims_blocks import _decided
 from scripts.claims_effects import _adjusted, effects, p_value, signs_say, verdict
-from scripts.claims_tables import Names, check_fit_to_publish, check_tables, write_tables
+from scripts.claims_tables import (
+    Names,
+    _made,
+    check_fit_to_publish,
+    check_tables,
+    write_tables,
+)
 from sphere_bench.cli import main
 from sphere_bench.config.composition import compose_config
 from sphere_bench.errors import SphereBenchError
@@ -25,7 +32,10 @@ ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 PLANNED = [f"{sphere}-seed{seed}" for seed in SEEDS for sphere in ("off", "paper")]
 NAMES = Names(PLANNED, ["off-seed0", "explored"], ["memit"])
-BLOCKS = ("runs", "claim1", "claim2", "warning", "claim3", "angles", "explored")
+BLOCKS = {
+    "README.md": ("runs", "answers", "scores", "signs", "lost", "angles", "swept"),
+    "TABLES.md": ("claim1", "warning", "claim3", "cosines", "explored"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +55,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     page = tmp_path_factory.mktemp("page")
-    texts = [f"# {name}\n<!-- made: {name} -->\n<!-- end -->\n" for name in BLOCKS]
-    (page / "README.md").write_text("\n".join(texts), encoding="utf-8")
+    for file, blocks in BLOCKS.items():
+        texts = [f"# {name}\n<!-- made: {name} -->\n<!-- end -->\n" for name in blocks]
+        (page / file).write_text("\n".join(texts), encoding="utf-8")
     write_tables(page, made, NAMES)
     return page
 
@@ -252,12 +263,49 @@ def test_the_page_says_what_is_missing_and_is_its_own_proof(page: Path) -> None:
     assert check_tables(page, NAMES) == []
 
 
-def test_what_was_explored_stands_apart(page: Path) -> None:
-    text = (page / "README.md").read_text(encoding="utf-8")
-    planned, explored = text.split("# explored")
+@pytest.mark.parametrize(
+    ("file", "block", "row"),
+    [("README.md", "swept", "| success |"), ("TABLES.md", "explored", "| success | score |")],
+)
+def test_what_was_explored_stands_apart(page: Path, file: str, block: str, row: str) -> None:
+    text = (page / file).read_text(encoding="utf-8")
+    planned, explored = text.split(f"# {block}")
     assert "alpha" not in planned and "alpha" not in (page / "effects.csv").read_text()
-    (row,) = (line for line in explored.splitlines() if "| success | score |" in line)
-    assert row.startswith("| tiny-counterfact | memit | with SPHERE |") and "no test" in row
+    (found,) = (line for line in explored.splitlines() if row in line)
+    assert found.startswith("| tiny-counterfact | memit | with SPHERE |") and "no test" in found
+
+
+def test_the_answers_wait_for_all_pairs(page: Path) -> None:
+    text = (page / "README.md").read_text(encoding="utf-8")
+    answers = text.split("# answers")[1].split("# scores")[0]
+    assert answers.count("not all pairs are there yet") == 2
+    assert "of 3 that are to be counted: no answer yet." in answers
+
+
+def test_an_answer_is_the_mean_and_each_editors_verdict() -> None:
+    common = {"measure": "success", "points": -1.5, "low": -3.0, "high": 0.0}
+    rows = [
+        {**common, "editor": "memit", "p_holm": 0.04},
+        {**common, "editor": "rect", "p_holm": 0.06},
+        {**common, "editor": "average", "p_holm": 0.05},
+    ]
+    assert _decided(pandas.DataFrame(rows)) == (
+        "−1.50 [−3.00, +0.00] on average over the editors, p 0.050, worse; "
+        "by itself `memit` worse, `rect` no answer"
+    )
+
+
+def test_the_page_counts_the_runs_that_collapsed(page: Path, tmp_path: Path) -> None:
+    page = shutil.copytree(page, tmp_path / "page")
+    worse = [1.0, 11.0, 12.0]
+    changed(
+        page,
+        "paper-seed1",
+        lambda steps: steps.assign(perplexity=[worse[step] for step in steps["step"]]),
+    )
+    lost = _made(page, find_runs([str(page / "runs")]).runs, NAMES)["README.md"].split("# lost")[1]
+    (row,) = (line for line in lost.splitlines() if "| memit | with SPHERE | 2 |" in line)
+    assert row.endswith("| 0 of 2, 1 of 2 |")
 
 
 def test_what_would_not_fit_into_the_repository_is_refused(page: Path, tmp_path: Path) -> None:
@@ -274,14 +322,14 @@ def test_what_would_not_fit_into_the_repository_is_refused(page: Path, tmp_path:
         check_fit_to_publish(page)
 
 
-@pytest.mark.parametrize("name", ["effects.csv", "README.md"])
+@pytest.mark.parametrize("name", ["effects.csv", "README.md", "TABLES.md"])
 def test_a_number_that_the_tables_do_not_give_is_found(
     page: Path, name: str, tmp_path: Path
 ) -> None:
     page = shutil.copytree(page, tmp_path / "page")
     file = page / name
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    place = next(i for i, line in enumerate(lines) if "success" in line and "score" in line)
+    place = next(i for i, line in enumerate(lines) if "success" in line and "memit" in line)
     lines[place] = lines[place].replace("success", "succes5")
     file.write_text("".join(lines), encoding="utf-8")
     (differing,) = check_tables(page, NAMES)

@@ -63,7 +63,10 @@ def _weights(runs: Sequence[Run], first: bool = False) -> dict[str, float]:
     )
     if first:  # nothing was proposed or applied yet
         frame[_WRITTEN] = float("nan")
-    return {**frame.mean().to_dict(), **frame.std().add_suffix("_std").to_dict()}
+    # The mean of equal numbers differs from them in the last bits, and so they had a deviation.
+    equal = (frame.nunique() == 1) & (frame.count() > 1)
+    deviations = frame.std().mask(equal, 0.0)
+    return {**frame.mean().to_dict(), **deviations.add_suffix("_std").to_dict()}
 
 
 def _means(run: Run, columns: list[str], first: bool) -> "pandas.Series[float]":
