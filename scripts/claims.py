@@ -2,7 +2,7 @@
 
     python -m scripts.claims run      # goes on with what is there, and makes the tables
     python -m scripts.claims tables   # results/claims from the runs that have ended
-    python -m scripts.claims check    # recomputes every number of results/claims
+    python -m scripts.claims check    # recomputes what is made of results/claims
 
 `--model` is what scripts/fetch_smollm2.py writes. `--data` holds `counterfact_easyedit.json`,
 `zsre_mend.json` and `downstream/`, the four files of the paper's tasks. What is run, and how it is
@@ -89,10 +89,10 @@ def sweep() -> Iterator[Planned]:
 
 
 def names() -> Names:
-    """Of the planned runs, and of the sweep's with the run that they are compared with."""
-    explored = [run.name for run in sweep()]
-    baseline = Planned("counterfact", "memit", "off", 0).name
-    return Names([run.name for run in plan()], [baseline, *explored], THREE_SEEDS)
+    """Of the planned runs, and of the sweep's with the pair that they stand beside."""
+    pair = [Planned("counterfact", "memit", sphere, 0) for sphere in ("off", "paper")]
+    explored = [run.name for run in (*pair, *sweep())]
+    return Names([run.name for run in plan()], explored, THREE_SEEDS)
 
 
 def prepare(data: Path, inputs: Path) -> None:

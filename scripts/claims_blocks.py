@@ -1,13 +1,19 @@
 """The blocks of the claims' texts: tables and answers, made from the runs and from nothing else."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import pandas
 
-from scripts.claims_effects import AVERAGE, PAIRS, PERPLEXITY, SCOPE, signs_say, verdict
+from scripts.claims_effects import (
+    AVERAGE,
+    PAIRS,
+    PERPLEXITY,
+    effects,
+    verdict,
+)
 from scripts.claims_settings import (
     COLLAPSE,
     NOTHING,
@@ -15,11 +21,13 @@ from scripts.claims_settings import (
     collapses,
     cosines,
     each_setting,
+    pooled,
     warnings,
 )
+from scripts.claims_signs import Correlation, correlations, signs
 from sphere_bench.report.collapse_table import collapse_step
-from sphere_bench.report.comparing import WITH_SPHERE, Setting, settings_of
-from sphere_bench.report.correlation_tables import each_runs_table
+from sphere_bench.report.comparing import WITH_SPHERE, Setting
+from sphere_bench.report.gain_tables import sphere_pairs
 from sphere_bench.report.reading import Run
 from sphere_bench.report.tables import (
     NONE,
@@ -35,6 +43,10 @@ from sphere_bench.report.tables import (
     write_p_value,
 )
 
+#: Measures of edits; the others are of what the model loses.
+SCORES = ("success", "accuracy", "generation", "agreement")
+#: Of SmolLM2-135M's down projections: so many directions there are to be suppressed.
+KEY_WIDTH = 1536
 _ARM = ["dataset", "editor", "variant"]
 
 
@@ -45,13 +57,13 @@ class Found(NamedTuple):
         runs: those of the protocol that have ended.
         settings: the same, as they are compared.
         effects: see :func:`scripts.claims_effects.effects`.
-        explored: the same of the exploratory sweep.
+        explored: the same of the exploratory sweep, as they are compared.
     """
 
     runs: Sequence[Run]
     settings: Sequence[Setting]
     effects: pandas.DataFrame
-    explored: pandas.DataFrame
+    explored: Sequence[Setting]
 
 
 def blocks(
@@ -64,24 +76,29 @@ def blocks(
         editors: those that a test is planned for.
     """
     settings, table = found.settings, found.effects
-    lost = table[table["measure"].isin(["perplexity", "ability"])]
+    swept = effects(found.explored, [])
+    found_signs = cache(lambda: correlations(settings))
     return {
         # Of the page.
         "runs": lambda: _runs_block(found.runs, planned),
-        "answers": lambda: _answers(found, editors),
+        "answers": lambda: _answers(found, found_signs(), editors),
         "scores": lambda: _scores_block(table),
-        "signs": lambda: _signs_block(settings, editors),
-        "lost": lambda: _lost_block(settings, lost),
+        "signs": lambda: _signs_block(found_signs(), editors),
+        "lost": lambda: _lost_block(settings, table),
         "angles": lambda: _angles_block(settings),
-        "swept": lambda: _scores_block(found.explored),
+        "swept": lambda: f"{_scores_block(swept)}\n\n{_lost_block(found.explored, swept)}",
         # Of what stands behind it.
-        "claim1": lambda: _effects_block(_scores(table)),
+        "claim1": lambda: _effects_block(table[table["measure"].isin(SCORES)]),
+        "claim2": lambda: each_setting(settings, pooled),
         "warning": lambda: "\n\n".join(
             each_setting(settings, each) for each in (collapses, warnings)
         ),
-        "claim3": lambda: f"{_effects_block(lost)}\n\n{each_setting(settings, abilities)}",
+        "claim3": lambda: (
+            f"{_effects_block(table[~table['measure'].isin(SCORES)])}\n\n"
+            f"{each_setting(settings, abilities)}"
+        ),
         "cosines": lambda: each_setting(settings, cosines),
-        "explored": lambda: _effects_block(_scores(found.explored)),
+        "explored": lambda: _effects_block(swept),
     }
 
 
@@ -94,41 +111,43 @@ def _runs_block(runs: Sequence[Run], planned: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _answers(found: Found, editors: Sequence[str]) -> str:
+def _answers(found: Found, signs_of: Sequence[Correlation], editors: Sequence[str]) -> str:
     """What the protocol's rules say to each claim."""
     table = found.effects
     tested = table[(table["variant"] == WITH_SPHERE) & (table["seeds"] >= PAIRS)]
     gained = tested[(tested["measure"] == "success") & (tested["metric"] == "score")]
     lost = tested[tested["measure"] == PERPLEXITY[0]]
-    signs = _signs(_correlations(found.settings), editors)
+    said = signs(signs_of, editors)
     moved = max(abs(run.step_values("he_ratio").iloc[-1] - 1) for run in found.runs)
-    told = [
+    asked = [
         f" `{row['metric']}` {_interval(row)} points on average over the editors."
         for _, row in tested[tested["measure"] == "ability"].iterrows()
         if row["editor"] == AVERAGE
     ]
     return "\n".join(
         [
-            f"1. **SPHERE improves every editor.** Score of success: {_decided(gained)}.",
-            f"2. **Energy goes against quality.** Correlation of the changes from step to step: "
-            f"{signs[0].lower()}{signs[1:]} At the end of its run the energy is at most "
+            f"1. **SPHERE improves every editor**: {_decided(gained, 'score of success')}",
+            f"2. **Energy goes against quality**: correlation of the changes from step to step "
+            f"{said[0].lower()}{said[1:]} At the end of its run the energy is at most "
             f"{write_number(100 * moved, 2)} % from where it began.",
-            f"3. **SPHERE preserves abilities.** Logarithm of perplexity: {_decided(lost)}."
-            + "".join(told),
+            f"3. **SPHERE preserves abilities**: {_decided(lost, 'logarithm of perplexity')}"
+            + "".join(asked),
         ]
     )
 
 
-def _decided(rows: pandas.DataFrame) -> str:
-    """The mean over the editors and each editor's verdict, in words."""
+def _decided(rows: pandas.DataFrame, quantity: str) -> str:
+    """Whether a claim holds for every editor and on average, and by which numbers."""
     average = rows["editor"] == AVERAGE
     if not average.any():
-        return "not all pairs are there yet"
+        return "not all pairs are there yet."
     mean = rows[average].iloc[0]
-    each = [f"`{row['editor']}` {_verdict(row)}" for _, row in rows[~average].iterrows()]
+    each = {row["editor"]: _verdict(row) for _, row in rows[~average].iterrows()}
+    every = "it holds" if set(each.values()) == {"better"} else "not shown"
     return (
-        f"{_interval(mean)} on average over the editors, p {write_p_value(mean['p_holm'])}, "
-        f"{_verdict(mean)}; by itself {', '.join(each)}"
+        f"for every editor: {every} ({', '.join(f'`{name}` {each[name]}' for name in each)}); "
+        f"on average over them: {_verdict(mean)}, {quantity} {_interval(mean)}, "
+        f"p {write_p_value(mean['p_holm'])}."
     )
 
 
@@ -162,43 +181,54 @@ def _lost_block(settings: Sequence[Setting], table: pandas.DataFrame) -> str:
     rows = []
     for _arm, own in table.groupby(_ARM, sort=False):
         ratio = own[own["measure"] == PERPLEXITY[0]].iloc[0]
-        told = [
+        asked = [
             f"{row['metric']} {_interval(row)}"
             for _, row in own[own["measure"] == "ability"].iterrows()
         ]
-        rows.append({**ratio, "told": ", ".join(told), "collapsed": _collapsed(settings, ratio)})
+        rows.append({**ratio, **_pairs_of(settings, ratio), "asked": ", ".join(asked)})
     columns = [
-        *_effect_columns("Perplexity, log ratio"),
-        label("Abilities, points", "told"),
+        Column("Perplexity, without and with", lambda row: row["perplexity"], numeric=False),
+        *_effect_columns("Log ratio"),
         label("Collapsed, without and with", "collapsed"),
+        label("Abilities, points", "asked"),
     ]
     return _arms_block(pandas.DataFrame(rows), columns)
 
 
-def _collapsed(settings: Sequence[Setting], row: Row) -> str:
-    """Of the runs of the row's arm without SPHERE, and of its own, how many have collapsed."""
-    said = []
-    for setting in settings:
-        for arm in setting.arms_of(row["editor"]) if setting.dataset == row["dataset"] else ():
-            if not arm.enabled or arm.variant == row["variant"]:
-                steps = [collapse_step(run, setting, COLLAPSE) for run in arm.runs]
-                said.append(f"{sum(step is not None for step in steps)} of {len(steps)}")
-    return ", ".join(said) or NONE
+def _pairs_of(settings: Sequence[Setting], row: Row) -> dict[str, str]:
+    """Of the pairs of an arm: mean perplexity at the end, and how many runs have collapsed."""
+    ends: list[list[float]] = [[], []]
+    collapsed: list[list[bool]] = [[], []]
+    for setting in (each for each in settings if each.dataset == row["dataset"]):
+        for arm in setting.arms_of(row["editor"]):
+            pairs = sphere_pairs(setting, arm) if arm.variant == row["variant"] else ()
+            for place, run in (both for pair in pairs for both in enumerate(pair)):
+                ends[place].append(math.log(run.step_values("perplexity").iloc[-1]))
+                collapsed[place].append(collapse_step(run, setting, COLLAPSE) is not None)
+    if not ends[0]:
+        return {"perplexity": NONE, "collapsed": NONE}
+    means = [math.exp(math.fsum(each) / len(each)) for each in ends]
+    return {
+        "perplexity": ", ".join(write_number(mean, 0) for mean in means),
+        "collapsed": ", ".join(f"{sum(each)} of {len(each)}" for each in collapsed),
+    }
 
 
 def _angles_block(settings: Sequence[Setting]) -> str:
-    """An arm's cosines and overlap in one row, without what hardly differs."""
+    """An arm in one row: angles, drift, and what of its updates SPHERE suppresses."""
     tables = [(setting.dataset, cosines(setting)) for setting in settings]
-    rows = [table.rows.assign(dataset=dataset) for dataset, table in tables if table is not None]
+    rows = [table.rows.assign(dataset=name) for name, table in tables if table is not None]
     if not rows:
         return NOTHING
+    frame = pandas.concat(rows, ignore_index=True)
+    frame = frame.assign(share=100 * frame["overlap"], chance=100 * frame["rank"] / KEY_WIDTH)
     columns = [
         spread("Cosines, standard deviation", "cos_std", 4),
         number("Drift, %", "drift", 0),
-        number("Updates in the principal directions, %", "overlap_percent"),
+        number("Updates in the suppressed directions, %", "share"),
+        number("By chance, %", "chance"),
     ]
-    frame = pandas.concat(rows, ignore_index=True)
-    return _arms_block(frame.assign(overlap_percent=100 * frame["overlap"]), columns)
+    return _arms_block(frame, columns)
 
 
 def _arms_block(frame: pandas.DataFrame, columns: Sequence[Column]) -> str:
@@ -219,74 +249,18 @@ def _effect_columns(header: str) -> list[Column]:
     ]
 
 
-def _scores(table: pandas.DataFrame) -> pandas.DataFrame:
-    """Of the table's rows those about edits: the score of each measure, and all of success."""
-    asked = table["measure"].isin(["success", "accuracy", "generation"])
-    return table[asked & ((table["measure"] == "success") | (table["metric"] == "score"))]
-
-
 def _effects_block(rows: pandas.DataFrame) -> str:
     """A row for each effect."""
     columns = [label("Measure", "measure"), label("Metric", "metric"), *_effect_columns("Change")]
     return _arms_block(rows.reset_index(drop=True), columns)
 
 
-class Correlation(NamedTuple):
-    """Of the changes of energy and score from step to step, over one run: Spearman's."""
-
-    dataset: str
-    editor: str
-    seed: int
-    enabled: bool
-    coefficient: float
-
-
-def _correlations(settings: Sequence[Setting]) -> list[Correlation]:
-    """Those of the runs that have one."""
-    found = []
-    for setting in settings:
-        for arm in setting.arms:
-            for run in arm.runs:
-                table = each_runs_table(settings_of([run])[0], SCOPE, of_changes=True)
-                row = table.rows[table.rows["metric"] == setting.overall].iloc[0]
-                coefficient = float(row["spearman_coefficient"])
-                if not math.isnan(coefficient):
-                    seed = int(run.config["seed"])
-                    place = (setting.dataset, arm.editor, seed, arm.enabled)
-                    found.append(Correlation(*place, coefficient))
-    return found
-
-
-def _signs(found: Sequence[Correlation], editors: Sequence[str]) -> str:
-    """How often energy and score go against each other, in the runs that count."""
-    seeds = defaultdict(set)
-    for each in found:
-        seeds[each.dataset].add(each.seed)
-    counted = [
-        each.coefficient
-        for each in found
-        if not each.enabled and each.editor in editors and len(seeds[each.dataset]) >= PAIRS
-    ]
-    return signs_say(counted, PAIRS * len(editors))
-
-
-def _signs_block(settings: Sequence[Setting], editors: Sequence[str]) -> str:
+def _signs_block(found: Sequence[Correlation], editors: Sequence[str]) -> str:
     """Each run's correlation, and what those that count say."""
-    found = _correlations(settings)
-    arms: dict[tuple[str, str], dict[bool, list[float]]] = {}
+    arms: dict[tuple[str, ...], list[str]] = {}
     for each in found:
-        arm = arms.setdefault((each.dataset, each.editor), {False: [], True: []})
-        arm[each.enabled].append(each.coefficient)
-
-    def each_run(enabled: bool) -> Callable[[Row], str]:
-        return lambda row: ", ".join(write_number(value, 2, sign=True) for value in row[enabled])
-
-    rows = [{"dataset": arm[0], "editor": arm[1], **own} for arm, own in arms.items()]
-    columns = [
-        label("Dataset", "dataset"),
-        label("Editor", "editor"),
-        Column("Each run without SPHERE", each_run(False), numeric=False),
-        Column("With it", each_run(True), numeric=False),
-    ]
-    table = to_markdown(Table("signs", "", pandas.DataFrame(rows), columns))
-    return f"{_signs(found, editors)}\n\n{table}"
+        coefficients = arms.setdefault((each.dataset, each.editor, each.variant), [])
+        coefficients.append(write_number(each.coefficient, 2, sign=True))
+    rows = [{**dict(zip(_ARM, arm, strict=True)), "each": ", ".join(arms[arm])} for arm in arms]
+    table = _arms_block(pandas.DataFrame(rows), [label("Spearman, each run", "each")])
+    return f"{signs(found, editors)}\n\n{table}"

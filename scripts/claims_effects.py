@@ -80,7 +80,12 @@ def _alike(run: Run) -> dict[str, object]:
     """What the runs of a pair have in common beside their configuration."""
     facts = run.provenance
     commit = (facts.get("git") or {}).get("commit")
-    return {"threads": facts.get("threads"), "contexts": facts.get("contexts"), "commit": commit}
+    return {
+        "threads": facts.get("threads"),
+        "contexts": facts.get("contexts"),
+        "commit": commit,
+        "device": (facts.get("device") or {}).get("name"),
+    }
 
 
 def _differences(seeds: Sequence[Sequence[Pair]]) -> Iterator[dict[str, Any]]:

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pandas
 
+from scripts.claims_effects import SCOPE
 from sphere_bench.evaluation.collapse import Collapse
 from sphere_bench.report.ability_tables import ability_table
 from sphere_bench.report.collapse_table import collapse_table
 from sphere_bench.report.comparing import Arm, Setting, settings_of
+from sphere_bench.report.correlation_tables import pooled_table
 from sphere_bench.report.early_warning import early_warning_table
 from sphere_bench.report.reading import column_of
 from sphere_bench.report.score_tables import UNEDITED
@@ -18,6 +20,7 @@ from sphere_bench.report.weight_tables import cosine_table, weight_table
 #: What counts as a collapse in these runs.
 COLLAPSE = Collapse(perplexity=10.0)
 NOTHING = "Nothing was measured."
+_EDITED = ("edits", "edited", "edited_low", "edited_high")
 
 
 def each_setting(settings: Sequence[Setting], table_of: Callable[[Setting], Table | None]) -> str:
@@ -30,6 +33,11 @@ def collapses(setting: Setting) -> Table:
     return collapse_table(setting, COLLAPSE)
 
 
+def pooled(setting: Setting) -> Table:
+    """Energy and score over all runs of the setting: of the changes from step to step."""
+    return pooled_table(setting, SCOPE, of_changes=True)
+
+
 def warnings(setting: Setting) -> Table | None:
     table = _by_editor(setting, lambda each: early_warning_table(each, COLLAPSE))
     if table is None:
@@ -39,14 +47,17 @@ def warnings(setting: Setting) -> Table | None:
 
 
 def abilities(setting: Setting) -> Table | None:
-    """Those that tell something; of the others a row says that they do not."""
+    """Those that tell something; of the others only what the unedited model has."""
     table = ability_table(setting)
     if table is None:
         return None
     rows = table.rows[table.rows["chance"].notna()]
     silent = rows["remark"] != ""
-    told = rows[silent].drop_duplicates(["task", "metric"]).assign(editor="all", variant="")
-    return replace(table, rows=pandas.concat([rows[~silent], told], ignore_index=True))
+    unedited = rows[silent].drop_duplicates(["task", "metric"])
+    unedited = unedited.assign(
+        editor=UNEDITED, variant="", **dict.fromkeys(["runs", *_EDITED], float("nan"))
+    )
+    return replace(table, rows=pandas.concat([rows[~silent], unedited], ignore_index=True))
 
 
 def cosines(setting: Setting) -> Table | None:

@@ -36,7 +36,7 @@ class Names(NamedTuple):
 
     Attributes:
         planned: of the protocol.
-        explored: those of the sweep, and the run that they are compared with.
+        explored: those of the sweep, and the pair that they stand beside.
         editors: those that a test is planned for.
     """
 
@@ -116,7 +116,7 @@ def _made(page: Path, runs: Sequence[Run], names: Names) -> dict[str, str]:
         runs=planned,
         settings=settings,
         effects=effects(settings, names.editors),
-        explored=effects(settings_of(_chosen(runs, names.explored)), []),
+        explored=settings_of(_chosen(runs, names.explored)),
     )
     made = blocks(found, names.planned, names.editors)
     texts = {name: (page / name).read_text(encoding="utf-8") for name in TEXTS}

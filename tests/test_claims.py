@@ -34,7 +34,7 @@ PLANNED = [f"{sphere}-seed{seed}" for seed in SEEDS for sphere in ("off", "paper
 NAMES = Names(PLANNED, ["off-seed0", "explored"], ["memit"])
 BLOCKS = {
     "README.md": ("runs", "answers", "scores", "signs", "lost", "angles", "swept"),
-    "TABLES.md": ("claim1", "warning", "claim3", "cosines", "explored"),
+    "TABLES.md": ("claim1", "claim2", "warning", "claim3", "cosines", "explored"),
 }
 
 
@@ -191,15 +191,18 @@ def test_a_number_that_is_missing_at_the_end_is_no_answer(page: Path, tmp_path: 
     rows = found[found["editor"] == "memit"].set_index(["measure", "metric"])
     for quantity in (("perplexity", "log_ratio"), ("success", "score")):
         assert math.isnan(rows.loc[quantity, "points"]) and rows.loc[quantity, "seeds"] == 2
-        assert verdict(*quantity[:1], math.nan, math.nan) == "not measured in all runs"
+        assert verdict(quantity[0], math.nan, math.nan) == "not measured in all runs"
     assert not math.isnan(rows.loc[("success", "efficacy"), "points"])
 
 
-def test_runs_of_a_pair_on_other_threads_are_refused(page: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "other"), [("threads", 7), ("device", {"name": "another"})])
+def test_runs_of_a_pair_on_another_machine_are_refused(
+    page: Path, key: str, other: object, tmp_path: Path
+) -> None:
     page = shutil.copytree(page, tmp_path / "page")
     file = page / "runs" / "off-seed0" / "provenance.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "threads": 7}))
-    with pytest.raises(SphereBenchError, match="paper-seed0: its threads are not those of off-s"):
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: other}))
+    with pytest.raises(SphereBenchError, match=f"paper-seed0: its {key} are not those of off-s"):
         check_tables(page, NAMES)
 
 
@@ -278,34 +281,49 @@ def test_what_was_explored_stands_apart(page: Path, file: str, block: str, row: 
 def test_the_answers_wait_for_all_pairs(page: Path) -> None:
     text = (page / "README.md").read_text(encoding="utf-8")
     answers = text.split("# answers")[1].split("# scores")[0]
-    assert answers.count("not all pairs are there yet") == 2
+    assert answers.count("not all pairs are there yet.") == 2
     assert "of 3 that are to be counted: no answer yet." in answers
 
 
-def test_an_answer_is_the_mean_and_each_editors_verdict() -> None:
-    common = {"measure": "success", "points": -1.5, "low": -3.0, "high": 0.0}
+@pytest.mark.parametrize(
+    ("p_values", "said"),
+    [
+        (
+            (0.04, 0.06, 0.05),
+            "not shown (`memit` better, `rect` no answer); on average over them: better",
+        ),
+        (
+            (0.04, 0.05, 0.06),
+            "it holds (`memit` better, `rect` better); on average over them: no answer",
+        ),
+    ],
+)
+def test_an_answer_is_each_editors_and_the_means(p_values: tuple[float, ...], said: str) -> None:
+    common = {"measure": "success", "points": 1.5, "low": 0.0, "high": 3.0}
     rows = [
-        {**common, "editor": "memit", "p_holm": 0.04},
-        {**common, "editor": "rect", "p_holm": 0.06},
-        {**common, "editor": "average", "p_holm": 0.05},
+        {**common, "editor": editor, "p_holm": p}
+        for editor, p in zip(("memit", "rect", "average"), p_values, strict=True)
     ]
-    assert _decided(pandas.DataFrame(rows)) == (
-        "−1.50 [−3.00, +0.00] on average over the editors, p 0.050, worse; "
-        "by itself `memit` worse, `rect` no answer"
-    )
+    text = _decided(pandas.DataFrame(rows), "score")
+    assert text.startswith(f"for every editor: {said}")
+    assert text.endswith(f"score +1.50 [+0.00, +3.00], p {p_values[-1]:.3f}.")
 
 
-def test_the_page_counts_the_runs_that_collapsed(page: Path, tmp_path: Path) -> None:
+def test_the_page_says_what_pairs_lost(page: Path, tmp_path: Path) -> None:
     page = shutil.copytree(page, tmp_path / "page")
-    worse = [1.0, 11.0, 12.0]
-    changed(
-        page,
-        "paper-seed1",
-        lambda steps: steps.assign(perplexity=[worse[step] for step in steps["step"]]),
-    )
+    for name, perplexities in (("off-seed1", [1.0, 2.0, 4.0]), ("paper-seed1", [1.0, 11.0, 16.0])):
+        changed(
+            page,
+            name,
+            lambda steps, by=perplexities: steps.assign(
+                perplexity=[by[step] for step in steps["step"]]
+            ),
+        )
+        seed0 = name.replace("1", "0")
+        changed(page, seed0, lambda steps: steps.assign(perplexity=1.0))
     lost = _made(page, find_runs([str(page / "runs")]).runs, NAMES)["README.md"].split("# lost")[1]
-    (row,) = (line for line in lost.splitlines() if "| memit | with SPHERE | 2 |" in line)
-    assert row.endswith("| 0 of 2, 1 of 2 |")
+    (row,) = (line for line in lost.splitlines() if "| memit | with SPHERE | 2, 4 | 2 |" in line)
+    assert "| 0 of 2, 1 of 2 |" in row
 
 
 def test_what_would_not_fit_into_the_repository_is_refused(page: Path, tmp_path: Path) -> None:
