@@ -35,7 +35,7 @@ gpu-packages: ## put what `make gpu` needs besides torch into build/gpu-packages
 claims: $(VENV)/.installed-dev ## answer the three claims on a real model; goes on where it was cut off
 	$(BIN)/python -m scripts.claims run $(ARGS)
 
-claims-check: $(VENV)/.installed ## recompute every number of results/claims from its tables
+claims-check: $(VENV)/.installed ## recompute the tables of results/claims and effects.csv from its tables
 	$(BIN)/python -m scripts.claims check
 
 mutations: $(VENV)/.installed-dev ## check that the tests notice wrong mathematics

@@ -2,7 +2,7 @@
 
     python -m scripts.claims run      # goes on with what is there, and makes the tables
     python -m scripts.claims tables   # results/claims from the runs that have ended
-    python -m scripts.claims check    # recomputes what is made of results/claims
+    python -m scripts.claims check    # recomputes the page's tables and effects.csv
 
 `--model` is what scripts/fetch_smollm2.py writes. `--data` holds `counterfact_easyedit.json`,
 `zsre_mend.json` and `downstream/`, the four files of the paper's tasks. What is run, and how it is
@@ -198,7 +198,7 @@ def main() -> int:
     running.add_argument("--only", default="", help="the runs with this in their name")
     running.add_argument("--explore", action="store_true", help="the exploratory sweep instead")
     verbs.add_parser("tables", help="write results/claims from the runs that have ended")
-    verbs.add_parser("check", help="recompute every number of results/claims from its tables")
+    verbs.add_parser("check", help="recompute the page's tables from those of the runs")
     options = parser.parse_args()
     try:
         if options.verb == "run":

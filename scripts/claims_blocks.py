@@ -21,8 +21,9 @@ from scripts.claims_settings import (
     collapses,
     cosines,
     each_setting,
+    early_warnings,
     pooled,
-    warnings,
+    titled,
 )
 from scripts.claims_signs import Correlation, correlations, signs
 from sphere_bench.report.collapse_table import collapse_step
@@ -78,6 +79,7 @@ def blocks(
     settings, table = found.settings, found.effects
     swept = effects(found.explored, [])
     found_signs = cache(lambda: correlations(settings))
+    found_cosines = cache(lambda: [(setting, cosines(setting)) for setting in settings])
     return {
         # Of the page.
         "runs": lambda: _runs_block(found.runs, planned),
@@ -85,19 +87,19 @@ def blocks(
         "scores": lambda: _scores_block(table),
         "signs": lambda: _signs_block(found_signs(), editors),
         "lost": lambda: _lost_block(settings, table),
-        "angles": lambda: _angles_block(settings),
+        "angles": lambda: _angles_block(found_cosines()),
         "swept": lambda: f"{_scores_block(swept)}\n\n{_lost_block(found.explored, swept)}",
         # Of what stands behind it.
         "claim1": lambda: _effects_block(table[table["measure"].isin(SCORES)]),
         "claim2": lambda: each_setting(settings, pooled),
         "warning": lambda: "\n\n".join(
-            each_setting(settings, each) for each in (collapses, warnings)
+            each_setting(settings, each) for each in (collapses, early_warnings)
         ),
         "claim3": lambda: (
             f"{_effects_block(table[~table['measure'].isin(SCORES)])}\n\n"
             f"{each_setting(settings, abilities)}"
         ),
-        "cosines": lambda: each_setting(settings, cosines),
+        "cosines": lambda: titled(found_cosines()),
         "explored": lambda: _effects_block(swept),
     }
 
@@ -114,7 +116,8 @@ def _runs_block(runs: Sequence[Run], planned: Sequence[str]) -> str:
 def _answers(found: Found, signs_of: Sequence[Correlation], editors: Sequence[str]) -> str:
     """What the protocol's rules say to each claim."""
     table = found.effects
-    tested = table[(table["variant"] == WITH_SPHERE) & (table["seeds"] >= PAIRS)]
+    planned = table["editor"].isin([*editors, AVERAGE]) & (table["variant"] == WITH_SPHERE)
+    tested = table[planned & (table["seeds"] >= PAIRS)]
     gained = tested[(tested["measure"] == "success") & (tested["metric"] == "score")]
     lost = tested[tested["measure"] == PERPLEXITY[0]]
     said = signs(signs_of, editors)
@@ -214,10 +217,9 @@ def _pairs_of(settings: Sequence[Setting], row: Row) -> dict[str, str]:
     }
 
 
-def _angles_block(settings: Sequence[Setting]) -> str:
+def _angles_block(tables: Sequence[tuple[Setting, Table | None]]) -> str:
     """An arm in one row: angles, drift, and what of its updates SPHERE suppresses."""
-    tables = [(setting.dataset, cosines(setting)) for setting in settings]
-    rows = [table.rows.assign(dataset=name) for name, table in tables if table is not None]
+    rows = [table.rows.assign(dataset=each.dataset) for each, table in tables if table is not None]
     if not rows:
         return NOTHING
     frame = pandas.concat(rows, ignore_index=True)
@@ -234,7 +236,7 @@ def _angles_block(settings: Sequence[Setting]) -> str:
 def _arms_block(frame: pandas.DataFrame, columns: Sequence[Column]) -> str:
     """A row for each arm."""
     if frame.empty:
-        return "There is no pair of runs yet."
+        return NOTHING
     arm = [label("Dataset", "dataset"), label("Editor", "editor"), label("SPHERE", "variant")]
     return to_markdown(Table("arms", "", frame, [*arm, *columns]))
 

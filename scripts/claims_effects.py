@@ -70,7 +70,7 @@ def _pairs(setting: Setting, arm: Arm) -> dict[int, Pair]:
         for name in before:
             if before[name] != after[name]:
                 raise SphereBenchError(
-                    f"{with_sphere.name}: its {name} are not those of {without.name} "
+                    f"{without.name} and {with_sphere.name} differ in their {name} "
                     f"({before[name]} -> {after[name]}): make both anew"
                 )
     return pairs

@@ -1,6 +1,6 @@
 """The claims' tables that each model and dataset has for itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import pandas
@@ -24,7 +24,12 @@ _EDITED = ("edits", "edited", "edited_low", "edited_high")
 
 
 def each_setting(settings: Sequence[Setting], table_of: Callable[[Setting], Table | None]) -> str:
-    tables = [(setting, table_of(setting)) for setting in settings]
+    """Each setting's table, where it has one, below its title."""
+    return titled((setting, table_of(setting)) for setting in settings)
+
+
+def titled(tables: Iterable[tuple[Setting, Table | None]]) -> str:
+    """The tables that there are, each below its setting's title."""
     texts = [f"{each.title}\n\n{to_markdown(table)}" for each, table in tables if table is not None]
     return "\n\n".join(texts) or NOTHING
 
@@ -38,7 +43,7 @@ def pooled(setting: Setting) -> Table:
     return pooled_table(setting, SCOPE, of_changes=True)
 
 
-def warnings(setting: Setting) -> Table | None:
+def early_warnings(setting: Setting) -> Table | None:
     table = _by_editor(setting, lambda each: early_warning_table(each, COLLAPSE))
     if table is None:
         return None

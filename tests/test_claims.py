@@ -5,16 +5,18 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas
 import pytest
 from scipy import stats
 
-from scripts import claims
+from scripts import claims, claims_effects
 from scripts.claims import Planned, names, overrides, plan, prepare, sweep
-from scripts.claims_blocks import _decided
+from scripts.claims_blocks import KEY_WIDTH, _decided
 from scripts.claims_effects import _adjusted, effects, p_value, signs_say, verdict
+from scripts.claims_signs import Correlation, signs
 from scripts.claims_tables import (
     Names,
     _made,
@@ -27,11 +29,12 @@ from sphere_bench.config.composition import compose_config
 from sphere_bench.errors import SphereBenchError
 from sphere_bench.report.comparing import settings_of
 from sphere_bench.report.finding import find_runs
+from sphere_bench.report.tables import write_number
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 PLANNED = [f"{sphere}-seed{seed}" for seed in SEEDS for sphere in ("off", "paper")]
-NAMES = Names(PLANNED, ["off-seed0", "explored"], ["memit"])
+NAMES = Names(PLANNED, ["off-seed0", "paper-seed0", "explored"], ["memit"])
 BLOCKS = {
     "README.md": ("runs", "answers", "scores", "signs", "lost", "angles", "swept"),
     "TABLES.md": ("claim1", "claim2", "warning", "claim3", "cosines", "explored"),
@@ -84,6 +87,12 @@ def test_what_is_said_of_a_run_is_what_it_is(run: Planned, tmp_path: Path) -> No
     assert (config.editor.name, config.sphere.enabled) == (run.editor, True)
     published = 0.5 if run.editor == "alphaedit" else 0.8
     assert config.sphere.alpha == (published if run.alpha is None else run.alpha)
+
+
+def test_the_sweep_stands_beside_the_pair_of_the_protocol() -> None:
+    explored = names().explored
+    assert explored[:2] == ["counterfact-memit-off-seed0", "counterfact-memit-paper-seed0"]
+    assert explored[2:] == [run.name for run in sweep()]
 
 
 def test_prompts_with_two_targets_are_left_out_and_no_fact_is_there_twice(
@@ -202,7 +211,7 @@ def test_runs_of_a_pair_on_another_machine_are_refused(
     page = shutil.copytree(page, tmp_path / "page")
     file = page / "runs" / "off-seed0" / "provenance.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: other}))
-    with pytest.raises(SphereBenchError, match=f"paper-seed0: its {key} are not those of off-s"):
+    with pytest.raises(SphereBenchError, match=f"off-seed0 and paper-seed0 differ in their {key} "):
         check_tables(page, NAMES)
 
 
@@ -274,8 +283,10 @@ def test_what_was_explored_stands_apart(page: Path, file: str, block: str, row: 
     text = (page / file).read_text(encoding="utf-8")
     planned, explored = text.split(f"# {block}")
     assert "alpha" not in planned and "alpha" not in (page / "effects.csv").read_text()
-    (found,) = (line for line in explored.splitlines() if row in line)
-    assert found.startswith("| tiny-counterfact | memit | with SPHERE |") and "no test" in found
+    found = [line for line in explored.splitlines() if row in line]
+    arms = {line.split("|")[3].strip() for line in found}
+    assert arms == {"with SPHERE (alpha=0.3)", "with SPHERE (alpha=0.8)"}
+    assert all("no test" in line for line in found)
 
 
 def test_the_answers_wait_for_all_pairs(page: Path) -> None:
@@ -307,6 +318,54 @@ def test_an_answer_is_each_editors_and_the_means(p_values: tuple[float, ...], sa
     text = _decided(pandas.DataFrame(rows), "score")
     assert text.startswith(f"for every editor: {said}")
     assert text.endswith(f"score +1.50 [+0.00, +3.00], p {p_values[-1]:.3f}.")
+
+
+def test_the_signs_that_count_are_those_of_the_tested_editors_without_sphere() -> None:
+    def run(dataset: str, editor: str, enabled: bool, seed: int, coefficient: float) -> Correlation:
+        return Correlation(dataset, editor, "", enabled, seed, coefficient)
+
+    counted = [run("counterfact", "memit", False, seed, -0.1) for seed in SEEDS]
+    others = [
+        run("counterfact", "memit", True, 0, 0.5),  # with SPHERE
+        run("counterfact", "ft", False, 0, 0.5),  # not tested
+        run("zsre", "memit", False, 0, 0.5),  # too few seeds
+    ]
+    assert signs([*counted, *others], ["memit"]).startswith("Below zero in 3 of 3 runs")
+
+
+def test_differences_that_are_equal_but_for_the_last_bits_are_equal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        claims_effects,
+        "quantities",
+        lambda run: {("success", "score"): pandas.Series([run.score], index=[4])},
+    )
+
+    def run(score: float) -> Any:
+        return SimpleNamespace(score=score, progress=SimpleNamespace(total=4))
+
+    # 0.1 + 0.2 is not 0.3.
+    pairs = [[(run(0.3), run(0.1 + 0.2))], [(run(1.5), run(1.5))]]
+    (row,) = claims_effects._differences(pairs)
+    assert (row["points"], row["low"], row["high"]) == (0.0, 0.0, 0.0)
+
+
+def test_the_angles_row_has_the_share_and_what_it_would_be_by_chance(page: Path) -> None:
+    layers = pandas.concat(
+        pandas.read_parquet(page / "runs" / f"paper-seed{seed}" / "layers") for seed in SEEDS[:2]
+    )
+    share = 100 * layers["subspace_overlap"].mean()
+    last = layers[layers["step"] == layers["step"].max()]
+    text = (page / "README.md").read_text(encoding="utf-8").split("# angles")[1]
+    (row,) = (line for line in text.splitlines() if "| memit | with SPHERE |" in line)
+    chance = 100 * last["rank"].mean() / KEY_WIDTH
+    assert row.endswith(f"| {write_number(share)} | {write_number(chance)} |")
+
+
+def test_the_report_is_published_as_markdown_with_its_figures(page: Path) -> None:
+    assert (page / "report.md").is_file() and not (page / "report.html").exists()
+    assert {file.suffix for file in (page / "report-figures").iterdir()} == {".png"}
 
 
 def test_the_page_says_what_pairs_lost(page: Path, tmp_path: Path) -> None:

@@ -63,10 +63,13 @@ def _weights(runs: Sequence[Run], first: bool = False) -> dict[str, float]:
     )
     if first:  # nothing was proposed or applied yet
         frame[_WRITTEN] = float("nan")
-    # The mean of equal numbers differs from them in the last bits, and so they had a deviation.
+    return {**frame.mean().to_dict(), **_deviations(frame).add_suffix("_std").to_dict()}
+
+
+def _deviations(frame: pandas.DataFrame) -> "pandas.Series[float]":
+    """Over runs; none of equal numbers, whose mean differs from them in the last bits."""
     equal = (frame.nunique() == 1) & (frame.count() > 1)
-    deviations = frame.std().mask(equal, 0.0)
-    return {**frame.mean().to_dict(), **deviations.add_suffix("_std").to_dict()}
+    return frame.std().mask(equal, 0.0)
 
 
 def _means(run: Run, columns: list[str], first: bool) -> "pandas.Series[float]":

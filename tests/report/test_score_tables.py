@@ -22,7 +22,7 @@ from sphere_bench.report.score_tables import (
     measured_earlier,
 )
 from sphere_bench.report.tables import Table
-from sphere_bench.report.weight_tables import cosine_table, weight_table
+from sphere_bench.report.weight_tables import _deviations, cosine_table, weight_table
 from tests.report.synthetic import KINDS, MEASURES, METRICS, falling, write_run
 
 
@@ -266,3 +266,10 @@ def test_what_is_beside_the_scores_is_that_of_the_last_step(tmp_path):
 
 def test_without_numbers_beside_the_scores_there_is_no_table(multirun):
     assert beside_scores_table(multirun, "seen") is None
+
+
+def test_equal_numbers_have_no_deviation():
+    frame = pandas.DataFrame({"equal": [0.1, 0.1, 0.1], "other": [1.0, 2.0, 3.0]})
+    assert frame["equal"].std() > 0
+    assert _deviations(frame).to_dict() == {"equal": 0.0, "other": 1.0}
+    assert _deviations(frame[:1]).isna().all()
