@@ -7,13 +7,7 @@ from typing import NamedTuple
 
 import pandas
 
-from scripts.claims_effects import (
-    AVERAGE,
-    PAIRS,
-    PERPLEXITY,
-    effects,
-    verdict,
-)
+from scripts.claims_effects import AVERAGE, PAIRS, PERPLEXITY, effects, verdict
 from scripts.claims_settings import (
     COLLAPSE,
     NOTHING,

@@ -12,7 +12,7 @@ import pandas
 import pytest
 from scipy import stats
 
-from scripts import claims, claims_effects
+from scripts import claims, claims_effects, claims_settings
 from scripts.claims import Planned, names, overrides, plan, prepare, sweep
 from scripts.claims_blocks import KEY_WIDTH, _decided
 from scripts.claims_effects import _adjusted, effects, p_value, signs_say, verdict
@@ -27,9 +27,9 @@ from scripts.claims_tables import (
 from sphere_bench.cli import main
 from sphere_bench.config.composition import compose_config
 from sphere_bench.errors import SphereBenchError
-from sphere_bench.report.comparing import settings_of
+from sphere_bench.report.comparing import Setting, settings_of
 from sphere_bench.report.finding import find_runs
-from sphere_bench.report.tables import write_number
+from sphere_bench.report.tables import Table, write_number
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
@@ -361,6 +361,27 @@ def test_the_angles_row_has_the_share_and_what_it_would_be_by_chance(page: Path)
     (row,) = (line for line in text.splitlines() if "| memit | with SPHERE |" in line)
     chance = 100 * last["rank"].mean() / KEY_WIDTH
     assert row.endswith(f"| {write_number(share)} | {write_number(chance)} |")
+
+
+def test_of_an_ability_that_tells_nothing_only_the_unedited_model_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    common = {"metric": "acc", "runs": 3, "edits": 1000, "unedited": 0.5, "chance": 0.5}
+    measured = {"edited": 0.1, "edited_low": 0.0, "edited_high": 0.2}
+    rows = [
+        {**common, **measured, "task": task, "editor": editor, "variant": "with", "remark": remark}
+        for task, remark in (("told", ""), ("silent", "tells nothing"))
+        for editor in ("memit", "rect")
+    ]
+    table = Table("abilities", "", pandas.DataFrame(rows), [])
+    monkeypatch.setattr(claims_settings, "ability_table", lambda setting: table)
+    found = claims_settings.abilities(Setting("model", "dataset", "success", []))
+    assert found is not None
+    assert found.rows["task"].to_list() == ["told", "told", "silent"]
+    silent = found.rows.iloc[2]
+    assert silent["editor"] == "unedited model" and silent["unedited"] == 0.5
+    assert silent[["runs", "edits", *measured]].isna().all()
+    assert found.rows[["runs", *measured]].iloc[:2].notna().all(axis=None)
 
 
 def test_the_report_is_published_as_markdown_with_its_figures(page: Path) -> None:
